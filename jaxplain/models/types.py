@@ -1,0 +1,64 @@
+"""What every text model offers, whatever is inside it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxplain.types import Array, PyTree
+
+
+class Tokens(NamedTuple):
+    """One text as a model reads it.
+
+    Letters: `T` tokens of this text, special tokens included, not padded.
+
+    Attributes:
+        ids: `[T]` int32.
+        pieces: T strings to show a person, one per id.
+        truncated: the text was longer than the model's `max_length`, and its end is missing.
+    """
+
+    ids: np.ndarray
+    pieces: list[str]
+    truncated: bool
+
+
+class TextModel(NamedTuple):
+    """A text classifier cut at its embeddings: `score(params, embed(params, ids), mask)`.
+
+    Every function takes one example; batch with `vmap`. An example is padded with `pad_id` to any
+    length up to `max_length`, with `mask` False there: nothing at those positions reaches a
+    result, so gradients there are exactly zero and the logits are the same, to rounding, whatever
+    the padding.
+
+    Letters: `T` tokens with padding, `D` width of the embedding, `C` classes, `L` layers with the
+    embedding layer first, `D'` width of a layer's state.
+
+    Attributes:
+        name: what the model is called in reports.
+        params: float32 arrays; the first argument of the three functions below.
+        embed: `(params, ids [T] int32) -> x [T, D]`, word embeddings without positions.
+        score: `(params, x [T, D], mask [T] bool) -> logits [C]`.
+        hidden: `(params, x [T, D], mask [T] bool) -> [L, T, D']`, zero at masked positions.
+        tokenize: `str -> Tokens`.
+        labels: C names of classes, in the order of the logits.
+        max_length: most tokens the model takes, special tokens included.
+        pad_id: id that fills the padding.
+        unk_id: id of a word the vocabulary lacks.
+        mask_id: id that stands for a hidden word; None where training had none.
+        special_ids: ids that are no word of the text, and that a baseline keeps as they are.
+    """
+
+    name: str
+    params: PyTree
+    embed: Callable[[PyTree, Array], Array]
+    score: Callable[[PyTree, Array, Array], Array]
+    hidden: Callable[[PyTree, Array, Array], Array]
+    tokenize: Callable[[str], Tokens]
+    labels: tuple[str, ...]
+    max_length: int
+    pad_id: int
+    unk_id: int
+    mask_id: int | None = None
+    special_ids: tuple[int, ...] = ()
