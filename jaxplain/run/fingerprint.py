@@ -1,0 +1,101 @@
+"""What makes two runs the same run, and how to say in one line in what they differ."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxplain.run.trees import Example
+from jaxplain.types import JaxplainError, PyTree
+
+LABELS = {
+    "function": "the explain function",
+    "params": "the parameters",
+    "data": "the examples",
+    "key": "the random key",
+}
+
+
+def digest(parts: Any) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(part if isinstance(part, bytes | memoryview) else str(part).encode())
+        state.update(b"\0")
+    return state.hexdigest()
+
+
+def of_params(params: PyTree) -> str:
+    """Of every parameter's path, dtype, shape and value."""
+
+    def parts() -> Iterator[Any]:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+                leaf.dtype, jax.dtypes.prng_key
+            ):
+                leaf = jax.random.key_data(leaf)
+            leaf = np.ascontiguousarray(np.asarray(leaf))
+            yield f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}"
+            yield leaf.tobytes() if leaf.size else b""
+
+    return digest(parts())
+
+
+def of_data(count: int, probes: list[Example]) -> str:
+    """Of the number of examples and of the evenly spaced ones that were probed."""
+    return digest([count, *(f"{e.digest}{sorted(e.notes)}" for e in probes)])
+
+
+def of_key(key: jax.Array) -> str:
+    return digest([str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tobytes()])
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jaxplain", "jax", "jaxlib")}
+
+
+def flat(options: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(options, dict):
+        return {prefix: options}
+    out: dict[str, Any] = {}
+    for name, value in options.items():
+        out |= flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return out
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Each difference between two records, the most telling first, in words."""
+    lines = []
+    before, after = flat(old.get("configuration")), flat(jsonable(new["configuration"]))
+    for name in [*after, *(n for n in before if n not in after)]:
+        a, b = before.get(name, "unset"), after.get(name, "unset")
+        if a != b:
+            lines.append(f"{name} is {a} there and {b} here")
+    for group in ("plan", "versions"):
+        before, after = flat(old.get(group)), flat(jsonable(new[group]))
+        lines += [
+            f"{name} is {before.get(name, 'unset')} there and {after[name]} here"
+            for name in after
+            if before.get(name, "unset") != after[name]
+        ]
+    for name, label in LABELS.items():
+        if old.get("fingerprints", {}).get(name) != new["fingerprints"][name]:
+            lines.append(f"{label} differ{'' if label.endswith('s') else 's'}")
+    return lines
+
+
+def check_same(out: Any, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise if the run in `out` is another run than the one that is asked for."""
+    lines = differences(old, new)
+    if lines:
+        raise JaxplainError(
+            f"{out} holds another run: {'; '.join(lines)}. Give another directory, or overwrite it"
+        )
+
+
+def jsonable(value: Any) -> Any:
+    """A configuration as JSON keeps it, so that it compares equal after a round trip."""
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,177 @@
+"""Which examples are computed together: buckets of length, batches, shards."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxplain.run.trees import Example, Layout, fit, layout, split
+from jaxplain.types import JaxplainError
+
+WINDOW = 8192  # examples that are sorted by length together
+PROBES = 256  # examples that are looked at before anything is planned
+CACHE_BYTES = 512 * 2**20  # examples read for their length are kept up to this much
+FAILED = -1  # the bucket of examples that could not be read
+FIXED = 0  # the bucket of examples that all have one shape
+
+
+class Batch(NamedTuple):
+    """Examples that one call of a compiled program explains.
+
+    Attributes:
+        bucket: the length they are padded to; `FIXED` where nothing is ragged, `FAILED` where
+            there is nothing to compute.
+        size: rows of the program, the padding rows included.
+        indices: positions in the source.
+        errors: why each failed, for `FAILED` only.
+    """
+
+    bucket: int
+    size: int
+    indices: tuple[int, ...]
+    errors: tuple[str, ...] = ()
+
+
+def reason(error: BaseException) -> str:
+    """One line that says what went wrong."""
+    text = " ".join(str(error).split())
+    if isinstance(error, JaxplainError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def bucket_of(length: int | None, lengths: Sequence[int] | str, max_length: int | None) -> int:
+    """The length to pad to: a function of the example's own length and of nothing else.
+
+    The default lengths are 8, 12, 16, 24, 32, 48, ...: at most a third of a row is padding, and
+    programs are few.
+    """
+    if length is None:
+        return FIXED
+    if max_length is not None and length > max_length:
+        raise JaxplainError(f"the example has length {length}, and max_length is {max_length}")
+    if isinstance(lengths, str):
+        size = 8
+        while size < length:
+            size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+        return size if max_length is None else min(size, max_length)
+    for size in sorted(lengths):
+        if length <= size:
+            return size
+    raise JaxplainError(f"the example has length {length}, and the longest bucket {max(lengths)}")
+
+
+def probe(source: Any, ragged: str | tuple[str, ...]) -> tuple[Layout, list[Example]]:
+    """Look at evenly spaced examples to learn what a source holds.
+
+    Raises:
+        JaxplainError: if none of them can be read.
+    """
+    count = len(source)
+    found, first_error = [], None
+    for k in range(min(PROBES, count)):
+        try:
+            found.append(split(source[k * count // min(PROBES, count)]))
+        except Exception as error:
+            first_error = first_error or error
+    if not found:
+        raise JaxplainError(f"no example could be read: {reason(first_error)}")  # type: ignore
+    return layout(found, ragged), found
+
+
+class Reader:
+    """Reads examples and keeps the planned ones in memory while there is room."""
+
+    def __init__(self, source: Any, like: Layout):
+        self.source, self.like = source, like
+        self.cache: dict[int, Example] = {}
+        self.room = CACHE_BYTES
+
+    def read(self, index: int, keep: bool = False) -> Example:
+        example = self.cache.pop(index, None)
+        if example is None:
+            example = split(self.source[index])
+            fit(example, self.like)
+        if keep:
+            self.room -= sum(leaf.nbytes for leaf in jax.tree.leaves(example.arrays)) + 512
+            if self.room > 0:
+                self.cache[index] = example
+        return example
+
+    def forget(self) -> None:
+        self.cache.clear()
+        self.room = CACHE_BYTES
+
+
+def sort_window(
+    reader: Reader,
+    indices: range,
+    lengths: Sequence[int] | str,
+    max_length: int | None,
+) -> tuple[dict[int, list[int]], dict[int, str]]:
+    """Group a window's examples by bucket; give the unreadable ones with their reasons.
+
+    Only ragged examples are read for it; examples of one shape need no look.
+    """
+    if not any(reader.like.ragged):
+        return {FIXED: list(indices)}, {}
+    groups: dict[int, list[int]] = {}
+    errors: dict[int, str] = {}
+    for index in indices:
+        try:
+            length = fit(reader.read(index, keep=True), reader.like)
+            groups.setdefault(bucket_of(length, lengths, max_length), []).append(index)
+        except Exception as error:
+            errors[index] = reason(error)
+    return dict(sorted(groups.items())), errors
+
+
+def cut(
+    groups: dict[int, list[int]],
+    errors: dict[int, str],
+    sizes: dict[int, int],
+    shard_size: int,
+) -> list[list[Batch]]:
+    """Cut a window into batches, and gather whole batches into shards of about `shard_size`."""
+    batches = [
+        Batch(bucket, sizes[bucket], tuple(group[start : start + sizes[bucket]]))
+        for bucket, group in groups.items()
+        for start in range(0, len(group), sizes[bucket])
+    ]
+    shards: list[list[Batch]] = []
+    room = 0
+    for batch in batches:
+        if room < len(batch.indices) or not shards:
+            shards.append([])
+            room = shard_size
+        shards[-1].append(batch)
+        room -= len(batch.indices)
+    if errors:
+        failed = Batch(FAILED, 0, tuple(errors), tuple(errors.values()))
+        if not shards:
+            shards.append([])
+        shards[-1].append(failed)
+    return shards
+
+
+def batch_size_for(
+    count: int, more: bool, bucket: int, devices: int, asked: int | str, shard_size: int
+) -> int:
+    """Rows of a bucket's program, before memory has its say.
+
+    Few examples are spread evenly over the fewest batches, so that the last one is not half empty;
+    where more windows follow, the batch is the largest that one likes.
+    """
+    if not isinstance(asked, str):
+        return round_up(asked, devices)
+    positions = 8192  # enough to keep a device's matrix units busy, in positions of one example
+    most = max(8, min(256, positions // max(bucket, 1) if bucket else 128, shard_size))
+    most *= devices
+    if more:
+        return round_up(most, devices)
+    batches = -(-count // most)
+    return round_up(-(-count // batches), devices)
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,223 @@
+"""The run directory: shards that are whole or absent, a readable record, a lock.
+
+    run.json              what was run, on what, how far it got
+    plans/00000.msgpack   which examples make which shard, a file a window of the source
+    shards/00000-0000.msgpack   the records of one shard
+
+Every msgpack file starts with a mark and a checksum of the rest, is written under a temporary name,
+synced and renamed; so a file under its final name is whole, and a damaged one is noticed. Nothing
+is ever unpickled.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+
+from jaxplain.run.trees import rebuild
+from jaxplain.types import JaxplainError, PyTree
+
+FORMAT = "jaxplain run 1"
+MARK = b"JXP1"
+DIGEST = 16
+
+
+class Record(NamedTuple):
+    """One explained example.
+
+    Attributes:
+        index: its position in the source.
+        result: what `explain` returned, as numpy arrays with the padding trimmed; None if failed.
+        notes: the example's fields that are not numeric, as the source gave them.
+        error: why it failed; None if it did not.
+    """
+
+    index: int
+    result: PyTree | None
+    notes: dict[str, Any]
+    error: str | None
+
+
+class Damaged(JaxplainError):
+    """A file of the store that is truncated or altered."""
+
+
+def write(path: Path, payload: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whatever happens."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def pack(content: Any) -> bytes:
+    body = msgpack.packb(content)
+    return MARK + hashlib.blake2b(body, digest_size=DIGEST).digest() + body
+
+
+def unpack(path: Path) -> Any:
+    """Read a msgpack file of the store.
+
+    Raises:
+        Damaged: if its checksum does not agree.
+        FileNotFoundError: if it is not there.
+    """
+    raw = path.read_bytes()
+    mark, digest, body = raw[: len(MARK)], raw[len(MARK) : len(MARK) + DIGEST], raw[4 + DIGEST :]
+    if mark != MARK or hashlib.blake2b(body, digest_size=DIGEST).digest() != digest:
+        raise Damaged(f"{path} is damaged: run the same command again to compute it anew")
+    return msgpack.unpackb(body, strict_map_key=False)
+
+
+def note(value: Any) -> Any:
+    """A note as msgpack takes it."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    if isinstance(value, dict):
+        return {str(name): note(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [note(v) for v in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+def pack_records(tree: Any, records: list[tuple[int, list | None, dict, str | None]]) -> bytes:
+    """Pack `(index, leaves, notes, error)` rows, leaf by leaf, into a shard's bytes."""
+    good = [leaves for _, leaves, _, _ in records if leaves is not None]
+    columns = []
+    for column in zip(*good, strict=True):
+        column = [np.asarray(a) for a in column]
+        columns.append(
+            {
+                "dtype": str(column[0].dtype),
+                "shapes": [list(a.shape) for a in column],
+                "data": b"".join(np.ascontiguousarray(a).tobytes() for a in column),
+            }
+        )
+    return pack(
+        {
+            "index": [index for index, *_ in records],
+            "errors": [error for *_, error in records],
+            "notes": [note(notes) for _, _, notes, _ in records],
+            "tree": tree,
+            "columns": columns,
+        }
+    )
+
+
+def unpack_records(path: Path) -> list[Record]:
+    """Read a shard's records."""
+    content = unpack(path)
+    columns = []
+    for column in content["columns"]:
+        dtype, start, arrays = jnp.dtype(column["dtype"]), 0, []
+        data = np.frombuffer(column["data"], dtype)
+        for shape in column["shapes"]:
+            stop = start + int(np.prod(shape, dtype=np.int64))
+            arrays.append(data[start:stop].reshape(shape))
+            start = stop
+        columns.append(arrays)
+    records, row = [], 0
+    for index, error, notes in zip(
+        content["index"], content["errors"], content["notes"], strict=True
+    ):
+        result = None
+        if error is None:
+            result = rebuild(content["tree"], iter([column[row] for column in columns]))
+            row += 1
+        records.append(Record(index, result, notes, error))
+    return records
+
+
+def plan_path(out: Path, window: int) -> Path:
+    return out / "plans" / f"{window:05d}.msgpack"
+
+
+def shard_path(out: Path, window: int, shard: int) -> Path:
+    return out / "shards" / f"{window:05d}-{shard:04d}.msgpack"
+
+
+def read_info(out: Path) -> dict[str, Any] | None:
+    """The content of run.json; None where the directory is absent or empty.
+
+    Raises:
+        JaxplainError: if there is something that is not a run of ours.
+    """
+    record = out / "run.json"
+    try:
+        info = json.loads(record.read_text())
+    except FileNotFoundError:
+        # A run that was killed before its first write leaves no more than the lock.
+        if out.is_dir() and any(p.name not in ("run.lock",) for p in visible(out)):
+            raise JaxplainError(
+                f"{out} holds files and no run.json: it is not a run of jaxplain; give another "
+                "directory"
+            ) from None
+        return None
+    except NotADirectoryError:
+        raise JaxplainError(f"{out} cannot be a directory: part of its path is a file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise JaxplainError(
+            f"{record} is not readable as JSON: it was altered; give another directory"
+        ) from None
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise JaxplainError(f"{record} is not the record of a jaxplain run of format {FORMAT!r}")
+    return info
+
+
+def visible(out: Path) -> Iterator[Path]:
+    return (p for p in out.iterdir() if not (p.name.startswith(".") and p.name.endswith(".tmp")))
+
+
+def write_info(out: Path, info: dict[str, Any]) -> None:
+    write(out / "run.json", (json.dumps(info, indent=1, sort_keys=False) + "\n").encode())
+
+
+def clear(out: Path) -> None:
+    """Remove a run's files; `read_info` has made sure that it is one."""
+    (out / "run.json").unlink(missing_ok=True)
+    for folder in ("plans", "shards"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Hold the directory for one run; the system frees it however the run ends."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(out / "run.lock", timeout=0)
+        held.acquire()
+    except filelock.Timeout:
+        raise JaxplainError(
+            f"{out} is in use by another run that is still going: wait for it, or give another "
+            "directory"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise JaxplainError(f"{out} cannot be written: {reason}; give another directory") from None
+    try:
+        yield
+    finally:
+        held.release()
