@@ -1,0 +1,248 @@
+"""The methods by name: what each claims, which options it takes, and how text is read as options.
+
+A table for callers that start from a name (the command line, tests, benchmarks). Code that knows
+which method it wants calls it.
+"""
+
+import difflib
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain import baselines
+from jaxplain.methods.gradient import input_x_gradient, saliency
+from jaxplain.methods.path import expected_gradients, integrated_gradients
+from jaxplain.methods.smooth import smooth
+from jaxplain.types import Explainer, JaxplainError
+
+
+class Method(NamedTuple):
+    """A method and what it claims; the tests hold it to its claims on every model they have.
+
+    Attributes:
+        name: as users type it.
+        function: `(f, x, *, key, **options)`.
+        summary: one line.
+        complete: scores sum to f(x) - f(baseline), and gap says how nearly; for a sampling method,
+            in expectation.
+        dummy: an input that f ignores scores exactly 0.
+        linearity: scores of a f + b g are a times those of f + b times those of g, by equal keys.
+        symmetry: inputs that f treats alike, equal in x and in the baseline, score alike; for a
+            sampling method, in expectation.
+        implementation_invariance: scores depend on the function f computes, not on how it does.
+        needs_key: raises without `key`.
+        needs_baselines: raises without `baselines`, a set of reference inputs.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    summary: str
+    complete: bool = False
+    dummy: bool = True
+    linearity: bool = True
+    symmetry: bool = True
+    implementation_invariance: bool = True
+    needs_key: bool = False
+    needs_baselines: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options that `configure` takes, in alphabetical order."""
+        return tuple(options(self))
+
+
+_GRADIENT = functools.partial(saliency, absolute=False)
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        method.name: method
+        for method in (
+            Method(
+                "saliency",
+                saliency,
+                "magnitude of the gradient: how fast the score moves with each input",
+                linearity=False,
+            ),
+            Method(
+                "input_x_gradient",
+                input_x_gradient,
+                "input times gradient: a first-order guess of each input's part",
+            ),
+            Method(
+                "integrated_gradients",
+                integrated_gradients,
+                "average gradient on the way from a baseline: parts that add up to the difference",
+                complete=True,
+            ),
+            Method(
+                "expected_gradients",
+                expected_gradients,
+                "integrated gradients averaged over a set of baselines",
+                complete=True,
+                needs_key=True,
+                needs_baselines=True,
+            ),
+            Method(
+                "smoothgrad",
+                smooth(_GRADIENT, statistic="mean"),
+                "average gradient over noisy copies of the input",
+                needs_key=True,
+            ),
+            Method(
+                "smoothgrad_squared",
+                smooth(_GRADIENT, statistic="square"),
+                "average squared gradient over noisy copies of the input",
+                linearity=False,
+                needs_key=True,
+            ),
+            Method(
+                "vargrad",
+                smooth(_GRADIENT, statistic="variance"),
+                "variance of the gradient over noisy copies of the input",
+                linearity=False,
+                needs_key=True,
+            ),
+        )
+    }
+)
+
+BASELINES: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {"blur": baselines.blur, "mean": baselines.mean, "zeros": baselines.zeros}
+)
+
+# Arrays of one example or of a data set, and what a method's name already says.
+_NOT_OPTIONS = {"key", "baselines", "where", "method", "statistic"}
+
+
+def find(name: str) -> Method:
+    """The method called `name`.
+
+    Raises:
+        JaxplainError: there is none; the message gives the nearest names, or all.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    close = difflib.get_close_matches(name, METHODS, n=2)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {_listed(METHODS)}"
+    raise JaxplainError(f"there is no method {name!r}: {hint}")
+
+
+def options(method: Method | str) -> dict[str, tuple[Any, Any]]:
+    """`{name: (default, annotation)}` of what `configure` takes, in alphabetical order."""
+    method = find(method) if isinstance(method, str) else method
+    return {
+        name: (p.default, p.annotation)
+        for name, p in sorted(inspect.signature(method.function).parameters.items())
+        if p.kind is p.KEYWORD_ONLY and name not in _NOT_OPTIONS
+    }
+
+
+def configure(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> Explainer:
+    """Bind `options` to the method called `name`, reading strings as their option's type.
+
+    A baseline may be "zeros", "mean", "blur" or a number in a string, or anything the method takes.
+    `baselines`, where the method needs them, may be among the options or bound later.
+
+    Raises:
+        JaxplainError: one line, on an unknown method or option, a value that cannot be read, or one
+            that the method would refuse.
+
+    >>> configure("integrated_gradients", {"steps": "8", "baseline": "mean"}).keywords["steps"]
+    8
+    """
+    method = find(name)
+    known = _options(method)
+    bound = {}
+    for option, value in options.items():
+        if option == "baselines" and method.needs_baselines:
+            bound[option] = value
+        elif option not in known:
+            takes = f"it takes {_listed(known)}" if known else "it takes none"
+            raise JaxplainError(f"{name} has no option {option!r}; {takes}")
+        else:
+            bound[option] = _read(name, option, value, known[option][1])
+    _try(method, bound)
+    return functools.partial(method.function, **bound)
+
+
+_options = options
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names))
+
+
+def _read(name: str, option: str, value: Any, annotation: Any) -> Any:
+    """`value` as `annotation` has it, parsed if it is a string."""
+    if option == "baseline":
+        return _read_baseline(name, value)
+    kinds = _kinds(annotation)
+    if isinstance(value, str):
+        for kind in kinds:
+            try:
+                return _PARSERS[kind](value.strip().lower())
+            except (KeyError, ValueError):
+                continue
+    elif Any in kinds or type(value) in kinds or (type(value) is int and float in kinds):
+        return value
+    what = " or ".join(_WORDS[kind] for kind in kinds)
+    raise JaxplainError(f"{name}: {option} must be {what}, not {value!r}")
+
+
+def _read_baseline(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value in BASELINES:
+        return BASELINES[value]
+    try:
+        return float(value)
+    except ValueError:
+        raise JaxplainError(
+            f"{name}: baseline must be a number or one of {_listed(BASELINES)}, not {value!r}"
+        ) from None
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+_PARSERS: dict[Any, Callable[[str], Any]] = {
+    bool: {"true": True, "yes": True, "false": False, "no": False}.__getitem__,
+    int: int,
+    float: float,
+    Any: float,
+    type(None): {"none": None}.__getitem__,
+}
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    Any: "a number",
+    type(None): "none",
+}
+
+
+def _try(method: Method, bound: dict[str, Any]) -> None:
+    """Trace the method on a toy, so that it refuses its options now and not in the middle of a run.
+
+    Arrays and functions of the user's are left out: they need not fit the toy.
+    """
+    simple: dict[str, Any] = {
+        k: v for k, v in bound.items() if isinstance(v, bool | int | float | None)
+    }
+    if method.needs_baselines:
+        simple["baselines"] = jnp.zeros((1, 2))
+    explain = functools.partial(method.function, jnp.sum, **simple)
+    try:
+        jax.eval_shape(lambda x, k: explain(x, key=k), jnp.zeros(2), jax.random.key(0))
+    except JaxplainError as error:
+        raise JaxplainError(f"{method.name}: {error}") from None
