@@ -1,0 +1,4 @@
+"""What a person looks at: a run as a one-file page, or in the terminal."""
+
+from jaxplain.report.api import page as page
+from jaxplain.report.api import terminal as terminal

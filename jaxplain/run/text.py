@@ -34,7 +34,8 @@ def background(texts: Sequence[str], model: TextModel, count: int = 32) -> Backg
         JaxplainError: if no text has a token.
     """
     rows = np.unique(np.linspace(0, len(texts) - 1, num=min(count, len(texts))).astype(int))
-    ids = [model.tokenize(texts[row]).ids for row in rows if texts[row].strip()]
+    chosen = [texts[int(row)] for row in rows]
+    ids = [model.tokenize(text).ids for text in chosen if text.strip()]
     ids = [row[~np.isin(row, model.special_ids)] for row in ids]
     ids = [row for row in ids if len(row)]
     if not ids:

@@ -1,0 +1,83 @@
+"""The two ways to look at a run directory."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from jaxplain.report import heat, web
+from jaxplain.report.view import Survey, survey
+from jaxplain.run.records import load
+from jaxplain.types import JaxplainError
+
+
+def page(run_dir: str | Path, path: str | Path | None = None, *, limit: int = 1000) -> Path:
+    """Write a run as one HTML file that shows without a network, a server or JavaScript.
+
+    Args:
+        run_dir: a directory that `run` wrote.
+        path: the file to write; `page.html` in the run directory if None.
+        limit: how many explained examples to show; the summary is of all.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        JaxplainError: if `run_dir` is not a run, or the file cannot be written.
+    """
+    records = load(run_dir)
+    path = Path(run_dir) / "page.html" if path is None else Path(path)
+    text = web.render(records.info, records, limit=limit)
+    try:
+        return web.write(path, text)
+    except OSError as error:
+        raise JaxplainError(
+            f"{path} cannot be written: {error.strerror or error}; give another file to --page"
+        ) from None
+
+
+def terminal(run_dir: str | Path, *, limit: int = 5, console: Console | None = None) -> None:
+    """Print a run's first examples: tokens in colour, features as bars, images as shades.
+
+    Args:
+        run_dir: a directory that `run` wrote.
+        limit: how many examples to print.
+        console: where to; standard output if None. Without colours (no terminal, or NO_COLOR set)
+            tokens carry signs instead.
+
+    Raises:
+        JaxplainError: if `run_dir` is not a run.
+    """
+    records = load(run_dir)
+    console = Console(highlight=False) if console is None else console
+    heat.examples(
+        itertools.islice(records, limit), records.info.get("configuration") or {}, console
+    )
+
+
+def summary(run_dir: str | Path) -> str:
+    """A run in one line: how many, how fast, how exact, what failed.
+
+    Raises:
+        JaxplainError: if `run_dir` is not a run.
+    """
+    records = load(run_dir)
+    found = survey(records, records.info.get("configuration") or {}, limit=0, failures=0)
+    return sentence(found)
+
+
+def sentence(found: Survey, speed: str | None = None) -> str:
+    facts = [f"{found.examples - found.failed:,} of {found.examples:,} examples explained"]
+    if speed:
+        facts.append(speed)
+    if found.labelled:
+        facts.append(f"{web.percent(found.correct / found.labelled)} predicted rightly")
+    if len(found.gaps):
+        median, largest = np.median(found.relative_gaps), np.max(found.relative_gaps)
+        facts.append(
+            f"completeness gap median {web.share(float(median))}, largest "
+            f"{web.share(float(largest))}"
+        )
+    facts += [f"{found.failed:,} failed", f"{found.truncated:,} truncated"]
+    return " · ".join(facts)

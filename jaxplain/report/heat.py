@@ -1,0 +1,123 @@
+"""A run's first examples in the terminal, coloured where it can show colours, marked where not."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from jaxplain.report.view import Part, View, level, view, words
+from jaxplain.report.web import exact, percent, share, signed
+from jaxplain.run.store import Record
+
+LEVELS = 4
+# Dark letters on a tint are readable whatever the terminal's background is.
+POSITIVE = ("", "", "black on #f8d2a4", "black on #f2a64e", "bold black on #e67e00")
+NEGATIVE = ("", "", "black on #b5d4f4", "black on #78b0ea", "bold black on #4090e0")
+SHADES = " ░▒▓█"
+ROWS = 10  # features shown per example
+
+
+def tokens(part: Part, colour: bool) -> Text:
+    """A sentence as a heat map; without colours, as `[+good]` and `[--dull]`."""
+    largest = float(np.abs(part.scores).max(initial=0.0))
+    text = Text()
+    for position, word in enumerate(words(part.names)):
+        step = level(float(part.scores[position]), largest, LEVELS)
+        if position and not word.glued:
+            text.append(" ")
+        if colour:
+            style = (POSITIVE if step > 0 else NEGATIVE)[abs(step)]
+            text.append(word.text, style or ("dim" if word.special else ""))
+        elif abs(step) < 2:
+            text.append(word.text)
+        else:
+            sign = ("+" if step > 0 else "-") * (abs(step) - 1)
+            text.append(f"[{sign}{word.text}]")
+    return text
+
+
+def bars(part: Part) -> Text:
+    """The largest scores of a row of features."""
+    order = np.argsort(-np.abs(part.scores), kind="stable")
+    largest = float(np.abs(part.scores).max(initial=0.0)) or 1.0
+    wide = max((len(part.names[i]) for i in order[:ROWS]), default=0)
+    lines = []
+    for i in order[:ROWS]:
+        bar = "█" * max(1, round(20 * abs(part.scores[i]) / largest))
+        lines.append(f"{part.names[i]:<{wide}}  {exact(part, int(i)):>12}  {bar}")
+    return Text("\n".join(lines))
+
+
+def image(part: Part) -> Text:
+    """A small image's scores, two letters a pixel: `+` for, `-` against, darker for stronger."""
+    step = -(-max(part.scores.shape) // 32)
+    scores = part.scores[::step, ::step]
+    largest = float(np.abs(scores).max(initial=0.0))
+    rows = []
+    for row in scores:
+        steps = [level(float(score), largest, LEVELS) for score in row]
+        rows.append(
+            "".join(("+" if s > 0 else "-" if s < 0 else " ") + SHADES[abs(s)] for s in steps)
+        )
+    return Text("\n".join(rows))
+
+
+def headline(seen: View) -> str:
+    """What is known of an example, on one line."""
+    facts = [f"#{seen.index}"]
+    if seen.prediction is not None and seen.probability is not None:
+        facts.append(f"predicted {seen.prediction} {percent(seen.probability)}")
+    if seen.label is not None:
+        mark = {True: " (right)", False: " (wrong)", None: ""}[seen.correct]
+        facts.append(f"label {seen.label}{mark}")
+    if seen.target is not None:
+        facts.append(f"explained {seen.target}")
+    if seen.output is not None:
+        facts.append(f"f(x) {signed(seen.output)}")
+    if seen.gap is not None and seen.relative_gap is not None:
+        facts.append(f"gap {share(seen.relative_gap)}")
+    if seen.truncated:
+        facts.append(seen.truncated)
+    return " · ".join(facts)
+
+
+def example(seen: View, console: Console) -> None:
+    """Print one record."""
+    colour = console.color_system is not None and not console.no_color
+    console.print(Text(headline(seen), style="dim" if colour else ""), soft_wrap=True)
+    if seen.error is not None:
+        console.print(Text(f"  failed: {seen.error}"), soft_wrap=True)
+    for part in seen.parts:
+        if part.title:
+            console.print(Text(f"  {part.title}"))
+        if part.kind == "tokens":
+            shown = tokens(part, colour)
+        else:
+            shown = image(part) if part.kind == "image" else bars(part)
+        console.print(shown, soft_wrap=not console.is_terminal)
+    console.print()
+
+
+def legend(console: Console) -> None:
+    """Say what the colours or marks mean."""
+    colour = console.color_system is not None and not console.no_color
+    if not colour:
+        console.print(
+            "[+for] and [-against] the explained class; more signs, stronger:\n", markup=False
+        )
+        return
+    text = Text("against ")
+    for style in (*reversed(NEGATIVE[2:]), "", *POSITIVE[2:]):
+        text.append("   ", style)
+    console.print(text.append(" for the explained class\n"))
+
+
+def examples(records: Iterable[Record], configuration: Mapping[str, Any], console: Console) -> None:
+    """Print records with a legend."""
+    views = [view(record, configuration) for record in records]
+    if any(part.kind == "tokens" for seen in views for part in seen.parts):
+        legend(console)
+    for seen in views:
+        example(seen, console)

@@ -1,0 +1,295 @@
+"""What a record says to a person, whatever kind of example it explains."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxplain.run.store import Record
+
+SPECIAL = re.compile(r"\[(CLS|SEP|PAD|MASK|BOS|EOS)\]|<(s|/s|pad|cls|sep|mask|bos|eos)>|<\|.*\|>")
+
+
+class Part(NamedTuple):
+    """The scores of one input array.
+
+    Attributes:
+        kind: "tokens", "bars" or "image".
+        title: the array's place in the input; empty if it is the only one.
+        scores: `[N]`, or `[H, W]` for an image.
+        names: N pieces or feature names; empty for an image.
+        errors: standard errors, like `scores`, where the method estimates them.
+        image: the input itself `[H, W]` or `[H, W, C]`, where the record holds it.
+    """
+
+    kind: str
+    title: str
+    scores: np.ndarray
+    names: list[str]
+    errors: np.ndarray | None = None
+    image: np.ndarray | None = None
+
+
+class View(NamedTuple):
+    """One record, in words and numbers; None stands for what the record does not say.
+
+    Attributes:
+        index: position in the source.
+        error: why it failed.
+        text: the example as its owner wrote it.
+        parts: its scores.
+        prediction: name of the predicted class.
+        probability: its probability.
+        target: name of the explained class.
+        label: the true class.
+        correct: whether prediction and label agree.
+        output: f(x).
+        gap: completeness residual; None where the method claims none.
+        change: f(x) - f(baseline), which the scores should sum to; None with `gap`.
+        truncated: the example was cut, in words.
+    """
+
+    index: int
+    error: str | None
+    text: str | None
+    parts: list[Part]
+    prediction: str | None = None
+    probability: float | None = None
+    target: str | None = None
+    label: str | None = None
+    correct: bool | None = None
+    output: float | None = None
+    gap: float | None = None
+    change: float | None = None
+    truncated: str | None = None
+
+    @property
+    def relative_gap(self) -> float | None:
+        """|gap| as a share of |f(x) - f(baseline)|; infinite where that is 0 and the gap is not."""
+        if self.gap is None or self.change is None:
+            return None
+        if self.gap == 0:
+            return 0.0
+        return abs(self.gap / self.change) if self.change else float("inf")
+
+
+class Survey(NamedTuple):
+    """A whole run at a glance.
+
+    Attributes:
+        views: the explained examples to show.
+        failures: the failed examples to show.
+        reasons: how many examples failed for each reason, most frequent first.
+        examples: how many records there are.
+        failed: how many of them failed.
+        truncated: how many were cut.
+        labelled: how many have a label that the model knows.
+        correct: how many of those are predicted rightly.
+        gaps: `[N]` |gap| of every explained example, empty where none is claimed.
+        relative_gaps: `[N]` as a share of |f(x) - f(baseline)|.
+    """
+
+    views: list[View]
+    failures: list[View]
+    reasons: dict[str, int]
+    examples: int
+    failed: int
+    truncated: int
+    labelled: int
+    correct: int
+    gaps: np.ndarray
+    relative_gaps: np.ndarray
+
+
+def field(value: Any, name: str) -> Any:
+    """A named tuple's or a dict's field, or None."""
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Every array of a tree of dicts and tuples, with its place in it."""
+    if tree is None:
+        return
+    if isinstance(tree, Mapping):
+        items = tree.items()
+    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        items = zip(tree._fields, tree, strict=True)  # type: ignore[attr-defined]
+    elif isinstance(tree, list | tuple):
+        items = enumerate(tree)
+    else:
+        yield path, np.asarray(tree)
+        return
+    for name, value in items:
+        yield from leaves(value, f"{path}.{name}" if path else str(name))
+
+
+def part(
+    title: str,
+    scores: np.ndarray,
+    errors: np.ndarray | None,
+    pieces: list[str] | None,
+    names: list[str] | None,
+    image: np.ndarray | None,
+) -> Part:
+    """Decide how an array of scores is shown, by its shape."""
+    scores = np.asarray(scores, np.float64)
+    if pieces and scores.ndim >= 1 and scores.shape[0] == len(pieces):
+        if scores.ndim > 1:  # tokens by embedding dimensions; their errors do not simply add up
+            scores, errors = scores.reshape(len(pieces), -1).sum(axis=1), None
+        return Part("tokens", title, scores, pieces, errors)
+    if scores.ndim < 2:
+        scores = scores.reshape(-1)
+        if names is None or len(names) != len(scores):
+            names = [str(i) for i in range(len(scores))]
+        return Part("bars", title, scores, names, None if errors is None else errors.reshape(-1))
+    if scores.ndim > 2:
+        channels_first = scores.ndim == 3 and scores.shape[0] <= 4 < scores.shape[-1]
+        axes = (0,) if channels_first else tuple(range(2, scores.ndim))
+        scores = scores.sum(axis=axes)
+    fits = image is not None and image.ndim in (2, 3) and image.shape[:2] == scores.shape
+    return Part("image", title, scores, [], None, image if fits else None)
+
+
+def parts(result: Any, notes: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[Part]:
+    """Every array of scores in a result, ready to be shown."""
+    attribution = field(result, "attribution")
+    attribution = result if attribution is None else attribution
+    scores = list(leaves(field(attribution, "scores")))
+    errors = dict(leaves(field(attribution, "standard_error")))
+    names = notes.get("names") or configuration.get("names")
+    if len(scores) > 1 and all(array.size == 1 for _, array in scores):  # a table, column by column
+        found = [errors.get(path) for path, _ in scores]
+        together = None if any(e is None for e in found) else np.concatenate(found, axis=None)
+        values = np.concatenate([array for _, array in scores], axis=None)
+        return [part("", values, together, None, [path for path, _ in scores], None)]
+    image = field(result, "image")
+    return [
+        part(path, array, errors.get(path), notes.get("pieces"), names, image)
+        for path, array in scores
+    ]
+
+
+def number(value: Any) -> float | None:
+    """A scalar as a float; None where it is absent, not a scalar, or NaN."""
+    if value is None or np.size(value) != 1:
+        return None
+    value = float(np.asarray(value).reshape(()))
+    return None if np.isnan(value) else value
+
+
+def view(record: Record, configuration: Mapping[str, Any]) -> View:
+    """Read what a record says.
+
+    A result is an attribution, or a dict or named tuple with one as `attribution`, and beside it,
+    each optional, `logits` `[C]`, `target` `[]`, `label` `[]` and `image`. Notes may hold `text`,
+    `pieces`, `names`, `label` and `truncated`; the run's configuration `classes` and `names`.
+    """
+    notes, result = record.notes or {}, record.result
+    text = notes.get("text")
+    if result is None:
+        reason = record.error or "no reason was recorded"
+        return View(record.index, reason, text, [], truncated=notes.get("truncated") or None)
+    classes = configuration.get("classes") or ()
+
+    def name(value: Any) -> str | None:
+        index = number(value)
+        if index is None:
+            return None
+        return str(classes[int(index)]) if 0 <= index < len(classes) else str(int(index))
+
+    attribution = field(result, "attribution")
+    attribution = result if attribution is None else attribution
+    prediction = probability = None
+    logits = field(result, "logits")
+    if logits is not None and np.ndim(logits) == 1 and len(logits) > 1:
+        powers = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+        prediction, probability = name(np.argmax(logits)), float(powers.max() / powers.sum())
+    label = notes.get("label")
+    label = name(field(result, "label")) if label is None else str(label)
+    known = label is not None and (not classes or label in map(str, classes))
+    gap = number(field(attribution, "gap"))
+    change = None
+    if gap is not None:
+        arrays = [np.asarray(a, np.float64) for _, a in leaves(field(attribution, "scores"))]
+        change = float(sum(a.sum() for a in arrays)) - gap
+    return View(
+        index=record.index,
+        error=None,
+        text=text,
+        parts=parts(result, notes, configuration),
+        prediction=prediction,
+        probability=probability,
+        target=name(field(result, "target")),
+        label=label,
+        correct=prediction == label if known and prediction is not None else None,
+        output=number(field(attribution, "output")),
+        gap=gap,
+        change=change,
+        truncated=notes.get("truncated") or None,
+    )
+
+
+def survey(
+    records: Iterable[Record], configuration: Mapping[str, Any], *, limit: int, failures: int = 200
+) -> Survey:
+    """Read all records once; keep the first `limit` explained ones and the first failed ones."""
+    views, failed, reasons = [], [], {}
+    counts = dict.fromkeys(("examples", "failed", "truncated", "labelled", "correct"), 0)
+    gaps, relative = [], []
+    for record in records:
+        seen = view(record, configuration)
+        counts["examples"] += 1
+        counts["truncated"] += bool(seen.truncated)
+        if seen.error is not None:
+            counts["failed"] += 1
+            reasons[seen.error] = reasons.get(seen.error, 0) + 1
+            if len(failed) < failures:
+                failed.append(seen)
+            continue
+        counts["labelled"] += seen.correct is not None
+        counts["correct"] += seen.correct is True
+        if seen.gap is not None:
+            gaps.append(abs(seen.gap))
+            relative.append(seen.relative_gap)
+        if len(views) < limit:
+            views.append(seen)
+    ordered = dict(sorted(reasons.items(), key=lambda item: -item[1]))
+    return Survey(
+        views, failed, ordered, **counts, gaps=np.array(gaps), relative_gaps=np.array(relative)
+    )
+
+
+class Word(NamedTuple):
+    """A piece as it is shown: its letters, whether it continues a word, whether it is special."""
+
+    text: str
+    glued: bool
+    special: bool
+
+
+def words(pieces: list[str]) -> list[Word]:
+    """Take the tokeniser's marks off the pieces: `##`, or a leading `▁` or `Ġ`.
+
+    >>> [word.text for word in words(["[CLS]", "un", "##bear", "##able", "[SEP]"])]
+    ['[CLS]', 'un', 'bear', 'able', '[SEP]']
+    """
+    marks_starts = any(piece[:1] in ("▁", "Ġ") for piece in pieces)
+    shown = []
+    for position, piece in enumerate(pieces):
+        if SPECIAL.fullmatch(piece):
+            shown.append(Word(piece, False, True))
+        elif piece.startswith("##") and len(piece) > 2:
+            shown.append(Word(piece[2:], position > 0, False))
+        elif piece[:1] in ("▁", "Ġ"):
+            shown.append(Word(piece[1:] or " ", False, False))
+        else:
+            shown.append(Word(piece, marks_starts and position > 0, False))
+    return shown
+
+
+def level(score: float, largest: float, levels: int) -> int:
+    """The signed colour step of a score, 0 to `levels`, where `largest` gets the strongest."""
+    if not largest or not np.isfinite(score):
+        return 0
+    return int(np.rint(score / largest * levels))

@@ -1,0 +1,220 @@
+"""A run as one HTML file that needs no network."""
+
+import html
+import json
+import os
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+import jaxplain
+from jaxplain.report import png
+from jaxplain.report.view import Part, Survey, level, survey, words
+from jaxplain.run.store import Record
+
+LEVELS = 10  # colour steps on either side of zero
+BARS = 20  # features shown per example
+
+
+def signed(value: float) -> str:
+    return f"{value:+.4g}".replace("-", "−")
+
+
+def brief(value: float) -> str:
+    return f"{value:.1e}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def share(value: float) -> str:
+    """A relative gap as a person reads it.
+
+    >>> share(0.0123), share(2.5e-8), share(float("inf"))
+    ('1.2%', '<0.0001%', 'f(x) = f(baseline)')
+    """
+    if not np.isfinite(value):
+        return "f(x) = f(baseline)"
+    if value < 1e-6:
+        return "<0.0001%" if value else "0%"
+    return f"{float(f'{100 * value:.2g}'):g}%"
+
+
+def exact(part: Part, position: int) -> str:
+    text = signed(float(part.scores[position]))
+    if part.errors is not None:
+        text += f" ± {float(part.errors[position]):.2g}"
+    return text
+
+
+def tokens(part: Part) -> Markup:
+    """The tokens, each in its colour, with its score to be read on hover, focus or tap."""
+    largest = float(np.abs(part.scores).max(initial=0.0))
+    pieces = []
+    for position, word in enumerate(words(part.names)):
+        step = level(float(part.scores[position]), largest, LEVELS)
+        marks = ["g"] * word.glued + ["s"] * word.special
+        marks += [f"p{step}"] * (step > 0) + [f"m{-step}"] * (step < 0)
+        kind = f' class="{" ".join(marks)}"' if marks else ""
+        stop = -1 if position else 0
+        pieces.append(
+            f'{"" if word.glued else " "}<span{kind} tabindex="{stop}" '
+            f'data-v="{exact(part, position)}">{html.escape(word.text)}</span>'
+        )
+    return Markup("".join(pieces).strip())
+
+
+def bars(part: Part) -> Markup:
+    """The largest scores of a row of features, as bars left and right of zero."""
+    order = np.argsort(-np.abs(part.scores), kind="stable")
+    largest = float(np.abs(part.scores).max(initial=0.0)) or 1.0
+    rows = []
+    for position in order[:BARS]:
+        score = float(part.scores[position])
+        side = "plus" if score > 0 else "minus"
+        width = 100 * abs(score) / largest
+        rows.append(
+            f'<span class="name">{html.escape(part.names[position])}</span>'
+            f'<span class="track"><i class="{side}" style="width:{width:.1f}%"></i></span>'
+            f'<span class="n">{exact(part, int(position))}</span>'
+        )
+    if len(order) > BARS:
+        rows.append(f'<span class="soft">and {len(order) - BARS} smaller</span>')
+    return Markup("".join(rows))
+
+
+def pictures(part: Part) -> Markup:
+    """The scores of an image as a picture, beside the image where the record holds it."""
+    low, high = float(np.min(part.scores)), float(np.max(part.scores))
+    shown = []
+    if part.image is not None:
+        shown.append((png.picture(part.image), "input", "the input"))
+    caption = f"scores {signed(low)} to {signed(high)}"
+    shown.append((png.heat(part.scores), caption, caption))
+    return Markup(
+        "".join(
+            f'<figure><img src="{png.data_uri(pixels)}" alt="{alt}"><figcaption>{caption}'
+            "</figcaption></figure>"
+            for pixels, caption, alt in shown
+        )
+    )
+
+
+def histogram(values: np.ndarray) -> Markup | None:
+    """How many examples have which relative gap, in decades."""
+    if not len(values):
+        return None
+    powers = np.log10(np.clip(np.where(np.isfinite(values), values, 1e2), 1e-9, 1e2))
+    low = int(np.floor(min(powers.min(), -3)))
+    high = max(int(np.ceil(powers.max() + 1e-9)), low + 3, 0)
+    edges = np.linspace(low, high, 4 * (high - low) + 1)
+    counts, _ = np.histogram(powers, edges)
+    width, height, floor = 560, 130, 104
+    step = width / len(counts)
+    shapes = []
+    for place, count in enumerate(counts):
+        if count:
+            tall = max(2.0, 88 * count / counts.max())
+            shapes.append(
+                f'<rect x="{place * step + 0.5:.1f}" y="{floor - tall:.1f}" '
+                f'width="{step - 1:.1f}" height="{tall:.1f}"><title>{count} examples</title></rect>'
+            )
+    for power in range(low, high + 1):
+        x = (power - low) / (high - low) * width
+        anchor = "start" if power == low else "end" if power == high else "middle"
+        label = f"{float(f'{10.0**power * 100:.3g}'):.10f}".rstrip("0").rstrip(".")
+        if power <= -6:
+            label = f"1e{power + 2}".replace("-", "−")
+        shapes.append(f'<text x="{x:.1f}" y="122" text-anchor="{anchor}">{label}%</text>')
+    line = f'<path d="M0 {floor}H{width}" stroke="currentColor" stroke-opacity=".4"/>'
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="distribution of the relative '
+        f'completeness gap">{"".join(shapes)}{line}</svg>'
+    )
+
+
+def tiles(found: Survey) -> list[dict[str, str]]:
+    """The few numbers that come first."""
+    done = found.examples - found.failed
+    rows = [(f"{done:,}", "examples explained")]
+    rows.append((f"{found.failed:,}", "failed"))
+    rows.append((f"{found.truncated:,}", "truncated"))
+    if found.labelled:
+        share_right = percent(found.correct / found.labelled)
+        rows.append((share_right, f"predicted rightly, of {found.labelled:,} labelled"))
+    if len(found.gaps):
+        rows.append((share(float(np.median(found.relative_gaps))), "median completeness gap"))
+        worst = int(np.argmax(found.relative_gaps))
+        rows.append((share(float(found.relative_gaps[worst])), "largest completeness gap"))
+    return [{"value": value, "name": name} for value, name in rows]
+
+
+def flat(tree: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
+    """Nested settings, one line each."""
+    rows = []
+    for name, value in tree.items():
+        name = f"{path}.{name}" if path else str(name)
+        if isinstance(value, Mapping):
+            rows += flat(value, name)
+        elif isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            rows.append((name, ", ".join(value)))
+        else:
+            rows.append((name, value if isinstance(value, str) else json.dumps(value)))
+    return rows
+
+
+def render(info: Mapping[str, Any], records: Iterable[Record], *, limit: int = 1000) -> str:
+    """Give the page of a run's `run.json` and records as HTML text."""
+    configuration = info.get("configuration") or {}
+    found = survey(records, configuration, limit=limit)
+    kinds = {part.kind for v in found.views for part in v.parts}
+    targets = {v.target for v in found.views}
+    explained = "the explained class"
+    if len(targets) == 1 and None not in targets:
+        explained = f"{targets.pop()!s}"
+    elif targets <= {None}:
+        explained = "f"
+    method, model = configuration.get("method"), configuration.get("model")
+    data = configuration.get("data")
+    data = data.get("name") if isinstance(data, Mapping) else data
+    title = " · ".join(str(part) for part in (method, model) if part) or "Explanations"
+    words_of = [f"{found.examples:,} examples" + (f" of {data}" if data else "")]
+    if "target" in configuration:
+        words_of.append(f"explained class: {configuration['target']}")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = resources.files("jaxplain.report").joinpath("page.html.jinja")
+    rows = flat(configuration)
+    for name in ("versions", "devices", "totals"):
+        if isinstance(info.get(name), Mapping):
+            rows += flat(info[name], name)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        title=title,
+        subtitle="; ".join(words_of),
+        status=info.get("status"),
+        tiles=tiles(found),
+        survey=found,
+        kinds=kinds,
+        explained=explained,
+        histogram=histogram(found.relative_gaps),
+        caption="How many examples have which completeness gap: what the scores' sum misses, as "
+        "a share of |f(x) − f(baseline)|, on a logarithmic scale.",
+        configuration=rows,
+        version=jaxplain.__version__,
+        **{f.__name__: f for f in (tokens, bars, pictures, signed, brief, percent, share)},
+    )
+
+
+def write(path: Path, text: str) -> Path:
+    """Write the page whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
