@@ -1,4 +1,57 @@
 """Flax models behind one small interface, bundled or loaded from a directory."""
 
+import csv
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
 from jaxplain.models.types import TextModel as TextModel
 from jaxplain.models.types import Tokens as Tokens
+from jaxplain.types import JaxplainError
+
+BUNDLED = ("transformer", "lstm", "cnn")
+
+
+def load(name_or_path: str | Path) -> TextModel:
+    """A text model, by its bundled name or from a directory.
+
+    Args:
+        name_or_path: "transformer", "lstm" or "cnn"; or a Hugging Face directory (config.json,
+            model.safetensors, tokenizer.json); or a folder that `models.trained.write` wrote.
+
+    Raises:
+        JaxplainError: for another name, a missing path, or a directory of neither kind.
+    """
+    from jaxplain.models import trained  # flax takes a second to import, and names cost nothing
+
+    if name_or_path in BUNDLED:
+        with resources.as_file(resources.files(__name__) / "bundled" / str(name_or_path)) as folder:
+            return trained.read(folder)
+    path = Path(name_or_path)
+    if not path.exists():
+        raise JaxplainError(
+            f"no model {str(name_or_path)!r}: take one of {', '.join(BUNDLED)}, or the path of a "
+            "directory with a model"
+        )
+    if (path / trained.CARD).is_file():
+        return trained.read(path)
+    if (path / "config.json").is_file():
+        from jaxplain.models.bert import load_bert  # needs the extra `hf`
+
+        return load_bert(path)
+    there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
+    raise JaxplainError(
+        f"{path} is no model ({there or 'empty'}): a Hugging Face directory holds config.json, "
+        "model.safetensors and tokenizer.json"
+    )
+
+
+def bundled_examples() -> list[dict[str, Any]]:
+    """Some sixty sentences of opinion, as `dict(text=..., label=...)`, label 0 or 1.
+
+    Written for jaxplain: reviews of films, food, software and things, 3 to 41 words, with negation,
+    contrast and irony; as many negative (0) as positive (1).
+    """
+    table = (resources.files(__name__) / "bundled" / "sentences.tsv").read_text(encoding="utf-8")
+    rows = csv.DictReader(table.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return [dict(text=row["sentence"], label=int(row["label"])) for row in rows]
