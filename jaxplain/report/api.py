@@ -1,7 +1,9 @@
 """The two ways to look at a run directory."""
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -26,15 +28,34 @@ def page(run_dir: str | Path, path: str | Path | None = None, *, limit: int = 10
     Raises:
         JaxplainError: if `run_dir` is not a run, or the file cannot be written.
     """
-    records = load(run_dir)
+    return publish(run_dir, path, limit=limit)[0]
+
+
+def publish(
+    run_dir: str | Path, path: str | Path | None = None, *, limit: int = 1000
+) -> tuple[Path, Survey]:
+    """As `page`; give what was read on the way, too."""
     path = Path(run_dir) / "page.html" if path is None else Path(path)
-    text = web.render(records.info, records, limit=limit)
+    info, found = look(run_dir, limit=limit)
+    text = web.render(info, found)
     try:
-        return web.write(path, text)
+        return web.write(path, text), found
     except OSError as error:
         raise JaxplainError(
-            f"{path} cannot be written: {error.strerror or error}; give another file to --page"
-        ) from None
+            f"{path} cannot be written: {error.strerror or error}; write the page elsewhere with "
+            f"jaxplain show {run_dir} --page FILE"
+        ) from error
+
+
+def look(run_dir: str | Path, *, limit: int = 0) -> tuple[Mapping[str, Any], Survey]:
+    """Read a run once: its `run.json`, and its records as a person wants them.
+
+    Raises:
+        JaxplainError: if `run_dir` is not a run.
+    """
+    records = load(run_dir)
+    found = survey(records, records.info.get("configuration") or {}, limit=limit)
+    return records.info, found
 
 
 def terminal(run_dir: str | Path, *, limit: int = 5, console: Console | None = None) -> None:
@@ -56,18 +77,8 @@ def terminal(run_dir: str | Path, *, limit: int = 5, console: Console | None = N
     )
 
 
-def summary(run_dir: str | Path) -> str:
-    """A run in one line: how many, how fast, how exact, what failed.
-
-    Raises:
-        JaxplainError: if `run_dir` is not a run.
-    """
-    records = load(run_dir)
-    found = survey(records, records.info.get("configuration") or {}, limit=0, failures=0)
-    return sentence(found)
-
-
 def sentence(found: Survey, speed: str | None = None) -> str:
+    """A run in one line: how many, how fast, how exact, what failed."""
     facts = [f"{found.examples - found.failed:,} of {found.examples:,} examples explained"]
     if speed:
         facts.append(speed)

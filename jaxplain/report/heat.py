@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxplain.report.view import Part, View, level, view, words
-from jaxplain.report.web import exact, percent, share, signed
+from jaxplain.report.web import ends, exact, percent, share, signed, two_sided
 from jaxplain.run.store import Record
 
 LEVELS = 4
 # Dark letters on a tint are readable whatever the terminal's background is.
-POSITIVE = ("", "", "black on #f8d2a4", "black on #f2a64e", "bold black on #e67e00")
-NEGATIVE = ("", "", "black on #b5d4f4", "black on #78b0ea", "bold black on #4090e0")
+POSITIVE = ("", "", "#000000 on #f8d2a4", "#000000 on #f2a64e", "bold #000000 on #e67e00")
+NEGATIVE = ("", "", "#000000 on #b5d4f4", "#000000 on #78b0ea", "bold #000000 on #4090e0")
 SHADES = " ░▒▓█"
 ROWS = 10  # features shown per example
 
@@ -86,9 +86,10 @@ def headline(seen: View) -> str:
 def example(seen: View, console: Console) -> None:
     """Print one record."""
     colour = console.color_system is not None and not console.no_color
-    console.print(Text(headline(seen), style="dim" if colour else ""), soft_wrap=True)
+    wrap = not console.is_terminal  # a file gets whole lines
+    console.print(Text(headline(seen), style="dim" if colour else ""), soft_wrap=wrap)
     if seen.error is not None:
-        console.print(Text(f"  failed: {seen.error}"), soft_wrap=True)
+        console.print(Text(f"  failed: {seen.error}"), soft_wrap=wrap)
     for part in seen.parts:
         if part.title:
             console.print(Text(f"  {part.title}"))
@@ -96,28 +97,31 @@ def example(seen: View, console: Console) -> None:
             shown = tokens(part, colour)
         else:
             shown = image(part) if part.kind == "image" else bars(part)
-        console.print(shown, soft_wrap=not console.is_terminal)
+        console.print(shown, soft_wrap=wrap)
     console.print()
 
 
-def legend(console: Console) -> None:
+def legend(views: list[View], console: Console) -> None:
     """Say what the colours or marks mean."""
     colour = console.color_system is not None and not console.no_color
-    if not colour:
-        console.print(
-            "[+for] and [-against] the explained class; more signs, stronger:\n", markup=False
-        )
-        return
-    text = Text("against ")
-    for style in (*reversed(NEGATIVE[2:]), "", *POSITIVE[2:]):
-        text.append("   ", style)
-    console.print(text.append(" for the explained class\n"))
+    low, high = ends(views)
+    both = two_sided([part for seen in views for part in seen.parts])
+    if colour:
+        text = Text(f"{low} " if both else "no influence ")
+        for style in (*(reversed(NEGATIVE[2:]) if both else ()), "", *POSITIVE[2:]):
+            text.append("   ", style)
+        text.append(f" {high}" if both else " most influence")
+    elif both:
+        text = Text(f"[+word] {high}, [-word] {low}; more signs, stronger")
+    else:
+        text = Text("[+word] influence; more signs, stronger")
+    console.print(text.append("\n"))
 
 
 def examples(records: Iterable[Record], configuration: Mapping[str, Any], console: Console) -> None:
     """Print records with a legend."""
     views = [view(record, configuration) for record in records]
     if any(part.kind == "tokens" for seen in views for part in seen.parts):
-        legend(console)
+        legend(views, console)
     for seen in views:
         example(seen, console)

@@ -3,7 +3,7 @@
 import html
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from markupsafe import Markup
 
 import jaxplain
 from jaxplain.report import png
-from jaxplain.report.view import Part, Survey, level, survey, words
-from jaxplain.run.store import Record
+from jaxplain.report.view import Part, Survey, View, level, words
 
 LEVELS = 10  # colour steps on either side of zero
 BARS = 20  # features shown per example
@@ -57,9 +56,11 @@ def tokens(part: Part) -> Markup:
     """The tokens, each in its colour, with its score to be read on hover, focus or tap."""
     largest = float(np.abs(part.scores).max(initial=0.0))
     pieces = []
-    for position, word in enumerate(words(part.names)):
+    shown = words(part.names)
+    for position, word in enumerate(shown):
         step = level(float(part.scores[position]), largest, LEVELS)
-        marks = ["g"] * word.glued + ["s"] * word.special
+        held = position + 1 < len(shown) and shown[position + 1].glued
+        marks = ["g"] * word.glued + ["h"] * held + ["s"] * word.special
         marks += [f"p{step}"] * (step > 0) + [f"m{-step}"] * (step < 0)
         kind = f' class="{" ".join(marks)}"' if marks else ""
         stop = -1 if position else 0
@@ -125,7 +126,7 @@ def histogram(values: np.ndarray) -> Markup | None:
                 f'<rect x="{place * step + 0.5:.1f}" y="{floor - tall:.1f}" '
                 f'width="{step - 1:.1f}" height="{tall:.1f}"><title>{count} examples</title></rect>'
             )
-    for power in range(low, high + 1):
+    for power in range(high, low - 1, -1 if high - low <= 8 else -2):
         x = (power - low) / (high - low) * width
         anchor = "start" if power == low else "end" if power == high else "middle"
         label = f"{float(f'{10.0**power * 100:.3g}'):.10f}".rstrip("0").rstrip(".")
@@ -144,7 +145,8 @@ def tiles(found: Survey) -> list[dict[str, str]]:
     done = found.examples - found.failed
     rows = [(f"{done:,}", "examples explained")]
     rows.append((f"{found.failed:,}", "failed"))
-    rows.append((f"{found.truncated:,}", "truncated"))
+    if found.truncated or any(v.text is not None for v in found.views):
+        rows.append((f"{found.truncated:,}", "truncated"))
     if found.labelled:
         share_right = percent(found.correct / found.labelled)
         rows.append((share_right, f"predicted rightly, of {found.labelled:,} labelled"))
@@ -153,6 +155,20 @@ def tiles(found: Survey) -> list[dict[str, str]]:
         worst = int(np.argmax(found.relative_gaps))
         rows.append((share(float(found.relative_gaps[worst])), "largest completeness gap"))
     return [{"value": value, "name": name} for value, name in rows]
+
+
+def two_sided(parts: list[Part]) -> bool:
+    """Whether any score is negative; the scores of saliency and its like are not."""
+    return any(np.min(part.scores, initial=0.0) < 0 for part in parts)
+
+
+def ends(views: list[View]) -> tuple[str, str]:
+    """What the two ends of the colour scale stand for."""
+    targets = {v.target for v in views}
+    if None in targets or not targets:
+        return "lowers f(x)", "raises f(x)"
+    name = targets.pop() if len(targets) == 1 else "the explained class"
+    return f"against {name}", f"for {name}"
 
 
 def flat(tree: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
@@ -169,24 +185,20 @@ def flat(tree: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def render(info: Mapping[str, Any], records: Iterable[Record], *, limit: int = 1000) -> str:
-    """Give the page of a run's `run.json` and records as HTML text."""
+def render(info: Mapping[str, Any], found: Survey) -> str:
+    """Give the page of a run's `run.json` and of what its records hold, as HTML text."""
     configuration = info.get("configuration") or {}
-    found = survey(records, configuration, limit=limit)
-    kinds = {part.kind for v in found.views for part in v.parts}
-    targets = {v.target for v in found.views}
-    explained = "the explained class"
-    if len(targets) == 1 and None not in targets:
-        explained = f"{targets.pop()!s}"
-    elif targets <= {None}:
-        explained = "f"
+    shown = [part for v in found.views for part in v.parts]
+    kinds = sorted({part.kind for part in shown})
     method, model = configuration.get("method"), configuration.get("model")
     data = configuration.get("data")
     data = data.get("name") if isinstance(data, Mapping) else data
     title = " · ".join(str(part) for part in (method, model) if part) or "Explanations"
     words_of = [f"{found.examples:,} examples" + (f" of {data}" if data else "")]
     if "target" in configuration:
-        words_of.append(f"explained class: {configuration['target']}")
+        told = {"predicted": "the predicted class of each", "label": "the true class of each"}
+        target = str(configuration["target"])
+        words_of.append(f"explained: {told.get(target, target)}")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -202,7 +214,8 @@ def render(info: Mapping[str, Any], records: Iterable[Record], *, limit: int = 1
         tiles=tiles(found),
         survey=found,
         kinds=kinds,
-        explained=explained,
+        two_sided=two_sided(shown),
+        ends=ends(found.views),
         histogram=histogram(found.relative_gaps),
         caption="How many examples have which completeness gap: what the scores' sum misses, as "
         "a share of |f(x) − f(baseline)|, on a logarithmic scale.",

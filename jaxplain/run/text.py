@@ -10,6 +10,8 @@ import numpy as np
 from jaxplain.models.types import TextModel
 from jaxplain.types import Array, Attribution, Explainer, JaxplainError, PyTree, SampledAttribution
 
+# Methods that give a gradient, whose entries are no parts of a sum: a token gets its length.
+NORMS = ("saliency", "smoothgrad")
 BASELINES = ("zeros", "mean", "pad", "mask", "unk", "token:WORD")
 
 
@@ -89,8 +91,8 @@ def explain_text(
     The explained function is the logit of the target class, as a function of the embeddings
     `[T, D]`. A token's score is the sum of its embedding's D scores: the scores of all tokens then
     still sum to what those of all dimensions did, and the gap stays what it was. Methods that give
-    magnitudes and claim no sum (saliency) take the Euclidean norm over D instead, so that opposite
-    signs do not cancel.
+    a gradient (`NORMS`) take the Euclidean norm over D instead: the sum of a gradient's entries
+    means nothing, and opposite signs would cancel.
 
     A sampled token score's standard error is bounded by the sum of its dimensions' standard
     errors, which it reaches if they all err together; a norm's, by their root sum of squares.
