@@ -45,7 +45,7 @@ def bars(part: Part) -> Text:
     wide = max((len(part.names[i]) for i in order[:ROWS]), default=0)
     lines = []
     for i in order[:ROWS]:
-        bar = "█" * max(1, round(20 * abs(part.scores[i]) / largest))
+        bar = "█" * max(1, round(20 * abs(float(part.scores[i])) / largest))
         lines.append(f"{part.names[i]:<{wide}}  {exact(part, int(i)):>12}  {bar}")
     return Text("\n".join(lines))
 

@@ -1,0 +1,6 @@
+"""`python -m jaxplain`."""
+
+from jaxplain.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,390 @@
+"""The command line: explain a dataset, look at a run, list what there is.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 the run
+broke off, 2 refused input, 130 interrupted.
+"""
+
+import difflib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+import jax
+import numpy as np
+from cyclopts import App, Group, Parameter
+from jax.sharding import AxisType, Mesh
+
+import jaxplain
+from jaxplain import models, registry, report
+from jaxplain.report import api
+from jaxplain.run import Summary, run
+from jaxplain.run.fingerprint import jsonable, versions
+from jaxplain.run.job import bundled, defaults, prepare
+from jaxplain.run.sources import read_texts
+from jaxplain.types import JaxplainError
+
+INPUT, METHOD = Group("Model and data", sort_key=1), Group("Explanation", sort_key=2)
+RUN, SHOW = Group("Run", sort_key=3), Group("What is shown", sort_key=4)
+
+app = App(
+    name="jaxplain",
+    help="Explain what a model looked at, for every example of a dataset, on every device.\n\n"
+    "Start with `jaxplain explain`: it needs no argument and no network.",
+    version=jaxplain.__version__,
+    help_format="markdown",
+    default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
+)
+
+
+@app.command
+def explain(
+    *,
+    model: Annotated[str, Parameter(group=INPUT)] = "transformer",
+    data: Annotated[Path | None, Parameter(group=INPUT)] = None,
+    format: Annotated[str | None, Parameter(group=INPUT)] = None,
+    text_column: Annotated[str | None, Parameter(group=INPUT)] = None,
+    label_column: Annotated[str | None, Parameter(group=INPUT)] = None,
+    limit: Annotated[int | None, Parameter(group=INPUT)] = None,
+    max_length: Annotated[int | None, Parameter(group=INPUT)] = None,
+    method: Annotated[str, Parameter(group=METHOD)] = "integrated_gradients",
+    target: Annotated[str, Parameter(group=METHOD)] = "predicted",
+    background: Annotated[int, Parameter(group=METHOD)] = 32,
+    seed: Annotated[int, Parameter(group=METHOD)] = 0,
+    out: Annotated[Path | None, Parameter(group=RUN)] = None,
+    overwrite: Annotated[bool, Parameter(group=RUN, show_default=False)] = False,
+    batch_size: Annotated[str, Parameter(group=RUN)] = "auto",
+    devices: Annotated[int | None, Parameter(group=RUN)] = None,
+    show: Annotated[int, Parameter(group=SHOW)] = 5,
+    quiet: Annotated[bool, Parameter(group=SHOW, show_default=False)] = False,
+    **options: Annotated[str, Parameter(group=METHOD)],
+) -> int:
+    """Explain every sentence of a file: how much each token moved the model's answer.
+
+    Without arguments it explains bundled sentences with a bundled model. A run that was killed goes
+    on where it stopped when the same command is given again; `jaxplain show RUN` shows it later.
+
+    **The completeness gap.** Integrated gradients and expected gradients promise that an example's
+    scores add up to f(x) - f(baseline): what the model says of the sentence, less what it says of
+    an empty one. The gap is what the sum misses, as a share of that difference. It is the
+    explanation's own error estimate: below 1% is good, and more `--steps` (more gradients along
+    the way from the baseline to the sentence; time grows with them) make it smaller.
+
+    **Examples**
+
+    - `jaxplain explain`
+    - `jaxplain explain --data reviews.tsv --out runs/reviews`
+    - `jaxplain explain --data reviews.csv --model lstm --method integrated_gradients --steps 128`
+    - `jaxplain explain --data r.jsonl --text-column body --target positive --baseline token:the`
+    - `jaxplain explain --model path/to/huggingface/bert --data reviews.tsv --method saliency`
+
+    Args:
+        model: transformer, lstm, cnn, or a Hugging Face directory of a BERT classifier.
+        data: a TSV, CSV or JSONL file in UTF-8; TSV and CSV begin with column names. Default:
+            the bundled sentences.
+        format: tsv, csv or jsonl, where the file's extension does not say it.
+        text_column: the column of the sentences. Default: one named sentence, text, review, ...
+        label_column: the column of the true classes, by name or number; only used to say which
+            predictions are right. Default: one named label, class, sentiment, ...
+        limit: explain only so many rows, from the top.
+        max_length: cut longer sentences to so many tokens. Default: the most the model takes.
+        method: how to explain; `jaxplain methods` lists them with their options.
+        target: the class to explain: predicted, label, or a class by name or number.
+        background: how many sentences of the data serve as reference inputs, for methods that need
+            a set of them (expected_gradients).
+        seed: of the random draws, for methods that sample.
+        out: the run's directory. Default: runs/MODEL-METHOD, numbered if that holds another run.
+        overwrite: replace another run that is in the directory.
+        batch_size: sentences computed at once, over all devices; auto: as many as memory allows.
+        devices: how many devices to use. Default: all.
+        show: how many sentences to print.
+        quiet: print nothing but the summary and the page's path.
+        options: the method's own options, such as --steps 64 or --baseline zeros (the reference
+            input: zeros, mean, pad, mask, unk, or token:WORD).
+    """
+    check_options(method, options)
+    size = read_batch_size(batch_size)
+    mesh = choose_devices(devices)
+    if show < 0:
+        raise JaxplainError(f"--show must be at least 0, not {show}")
+    texts = (
+        bundled(limit)
+        if data is None
+        else read_texts(
+            data, format=format, text_column=text_column, label_column=label_column, limit=limit
+        )
+    )
+    job = prepare(
+        model,
+        texts,
+        method=method,
+        options={name.replace("-", "_"): value for name, value in options.items()},
+        target=target,
+        max_length=max_length,
+        references=background,
+    )
+    configuration = jsonable(
+        {
+            "model": model,
+            "data": {
+                "name": "bundled" if data is None else data.name,
+                "sha256": texts.sha256,
+                "text_column": texts.text_column,
+                "label_column": texts.label_column,
+                "limit": limit,
+            },
+            "method": method,
+            "options": job.options,
+            "target": target,
+            "max_length": job.source.max_length,
+            "seed": seed,
+            "classes": job.model.labels,
+        }
+    )
+    if out is None:
+        names = [Path(model).name, method] + ([] if data is None else [data.stem])
+        out = free_directory(Path("runs") / "-".join(names), configuration, size, overwrite)
+    try:
+        summary = run(
+            job.explain,
+            job.model.params,
+            job.source,
+            out,
+            key=jax.random.key(seed),
+            mesh=mesh,
+            batch_size=size,
+            max_length=job.source.max_length,
+            ragged=("ids", "mask"),
+            configuration=configuration,
+            overwrite=overwrite,
+            progress=not quiet,
+        )
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: what is done is in {out}; run the same command again to resume",
+            file=sys.stderr,
+        )
+        return 130
+    return finish(summary, show=0 if quiet else show)
+
+
+@app.command(name="show")
+def show_run(
+    directory: Annotated[Path, Parameter(name="RUN")],
+    /,
+    *,
+    page: Path | None = None,
+    limit: int | None = None,
+) -> int:
+    """Show a run that `jaxplain explain` or `jaxplain.run` made.
+
+    Tokens for the explained class are orange, those against it blue. Where there are no colours,
+    they are marked as [+good] and [--dull].
+
+    **Examples**
+
+    - `jaxplain show runs/transformer-integrated_gradients`
+    - `jaxplain show runs/reviews --page reviews.html --limit 5000`
+
+    Args:
+        directory: the run's directory.
+        page: write the run as one HTML file instead, which needs no network to be read.
+        limit: how many examples to show. Default: 5 in the terminal, 1000 on a page.
+    """
+    if limit is not None and limit < 0:
+        raise JaxplainError(f"--limit must be at least 0, not {limit}")
+    if page is not None:
+        path, found = api.publish(directory, page, limit=1000 if limit is None else limit)
+        print(api.sentence(found))
+        print(f"page: {path}")
+        return 0
+    info, found = api.look(directory)
+    report.terminal(directory, limit=5 if limit is None else limit)
+    print(api.sentence(found))
+    if info.get("status") != "complete":
+        print(
+            f"not complete: {found.examples:,} of {info['examples']:,} examples are done; give the "
+            "command that made it again to finish"
+        )
+    if (directory / "page.html").is_file():
+        print(f"page: {directory / 'page.html'}")
+    return 0
+
+
+@app.command(name="methods")
+def list_methods() -> int:
+    """List the methods, what they promise, and their options with defaults.
+
+    A complete method's scores add up to f(x) - f(baseline), and its gap says how nearly.
+    """
+    for name, method in registry.METHODS.items():
+        marks = [mark for mark, yes in (("complete", method.complete),) if yes]
+        marks += ["samples: see --seed"] * method.needs_key
+        marks += ["needs references: see --background"] * method.needs_baselines
+        print(name + (f"  ({'; '.join(marks)})" if marks else ""))
+        print(f"    {method.summary}")
+        settings = defaults(name)
+        if settings:
+            print("    " + "  ".join(f"{flag(k)} {spelled(v)}" for k, v in settings.items()))
+    return 0
+
+
+@app.command(name="models")
+def list_models() -> int:
+    """List the bundled models; `--model` also takes a Hugging Face directory."""
+    for name in models.BUNDLED:
+        model = models.load(name)
+        count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(model.params))
+        print(
+            f"{name:<12} {count:>9,} parameters, at most {model.max_length} tokens, classes "
+            f"{', '.join(model.labels)}"
+        )
+    print("A directory with config.json, model.safetensors and tokenizer.json of a BERT classifier")
+    print("works too: jaxplain explain --model DIRECTORY (needs pip install 'jaxplain[hf]')")
+    return 0
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def spelled(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def check_options(method: str, options: Mapping[str, str]) -> None:
+    """Refuse an option that neither the method nor the command has."""
+    known = registry.options(method)
+    own = inspect.signature(explain).parameters
+    for name in options:
+        if name.replace("-", "_") not in known:
+            names = [flag(n) for n in (*own, *known) if n != "options"]
+            close = difflib.get_close_matches(flag(name), names, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            takes = ", ".join(map(flag, known)) or "no options"
+            raise JaxplainError(f"there is no option {flag(name)}: {hint}{method} takes {takes}")
+
+
+def read_batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise JaxplainError(f"--batch-size must be auto or a whole number above 0, not {text!r}")
+    return int(text)
+
+
+def choose_devices(count: int | None) -> Mesh | None:
+    """A mesh over the first `count` local devices; None means all of them."""
+    if count is None:
+        return None
+    there = jax.local_devices()
+    if count < 1:
+        raise JaxplainError(f"--devices must be at least 1, not {count}")
+    if count > len(there):
+        hint = ""
+        if there[0].platform == "cpu":
+            hint = f"; for virtual CPU devices, set JAX_NUM_CPU_DEVICES={count} in the environment"
+        raise JaxplainError(
+            f"--devices {count}: there {'is' if len(there) == 1 else 'are'} only {len(there)} "
+            f"({there[0].device_kind}){hint}"
+        )
+    return Mesh(np.asarray(there[:count]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def free_directory(
+    base: Path, configuration: Mapping[str, Any], batch_size: int | str, overwrite: bool
+) -> Path:
+    """The first of `base`, `base-2`, ... that is free or holds this very run."""
+    if overwrite:
+        return base
+    number, path = 1, base
+    while path.exists():
+        try:
+            info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            same = (info["configuration"], info["plan"]["batch_size"], info["versions"])
+        except (OSError, ValueError, KeyError, TypeError):
+            same = None
+        if same == (configuration, batch_size, versions()):
+            break
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path
+
+
+def finish(summary: Summary, *, show: int) -> int:
+    """Show what a run came to, and write its page."""
+    path, found = api.publish(summary.out)
+    if show:
+        report.terminal(summary.out, limit=show)
+    if summary.resumed == summary.examples:
+        speed = "done before, nothing computed anew"
+    else:
+        speed = f"{summary.seconds:.1f} s, {summary.examples_per_second:.0f} examples/s"
+        if summary.resumed:
+            speed += f", {summary.resumed:,} done before"
+    print(api.sentence(found, speed))
+    print(f"run:  {summary.out}")
+    print(f"page: {path}")
+    if not summary.done:
+        reason = next(iter(found.reasons))
+        print(f"error: no example could be explained: {reason}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def usage(error: cyclopts.CycloptsError) -> str:
+    """A parser's complaint, with what to do."""
+    command = " ".join(("jaxplain", *(error.command_chain or ())))
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        extra = " ".join(error.unused_tokens or ())
+        return f"{extra!r} stands alone: give a file as --data FILE; see {command} --help"
+    return f"{one_line(error).rstrip('.')}; see {command} --help"
+
+
+def fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def call(arguments: list[str] | None) -> int:
+    """Run a command; give its exit code."""
+    try:
+        code = app(
+            arguments,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except cyclopts.CycloptsError as error:
+        return fail(usage(error), 2)
+    except JaxplainError as error:
+        return fail(one_line(error), 1 if isinstance(error.__cause__, OSError) else 2)
+    except KeyboardInterrupt:
+        return fail("interrupted before anything was computed", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("JAXPLAIN_TRACEBACK"):
+            raise
+        return fail(
+            f"{type(error).__name__}: {one_line(error)} (JAXPLAIN_TRACEBACK=1 shows where; what a "
+            "run had finished is kept, and the same command resumes it)",
+            1,
+        )
+
+
+def main() -> None:
+    """The `jaxplain` command."""
+    sys.exit(call(None))

@@ -1,0 +1,90 @@
+"""A run of texts from names and settings, as the command line has them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from jaxplain import models, registry
+from jaxplain.run.sources import Texts, TextSource
+from jaxplain.run.text import NORMS, background, explain_text
+from jaxplain.types import JaxplainError
+
+
+class Job(NamedTuple):
+    """What a run of texts is made of.
+
+    Attributes:
+        model: its `params` go to `run`.
+        source: the examples.
+        explain: the function of one example that `run` maps.
+        options: the method's options, defaults filled in, for the run's configuration.
+    """
+
+    model: models.TextModel
+    source: TextSource
+    explain: Any
+    options: dict[str, Any]
+
+
+def prepare(
+    name: str,
+    texts: Texts,
+    *,
+    method: str = "integrated_gradients",
+    options: Mapping[str, Any] = MappingProxyType({}),
+    target: str = "predicted",
+    max_length: int | None = None,
+    references: int = 32,
+) -> Job:
+    """Bind model, data and method, and refuse what does not fit before anything is computed.
+
+    Args:
+        name: a bundled model, or the path of one.
+        texts: what to explain.
+        method: a name of `registry.METHODS`.
+        options: the method's, as text or as values; `baseline` as `explain_text` takes it.
+        target: as `TextSource` takes it.
+        max_length: as `TextSource` takes it.
+        references: how many texts serve as reference inputs, for methods that need a set.
+
+    Raises:
+        JaxplainError: on an unknown name, an option that does not fit, a target that is no class.
+    """
+    settings, known = dict(options), defaults(method)
+    baseline = settings.pop("baseline", None) if "baseline" in known else None
+    baseline = known.get("baseline") if baseline is None else baseline
+    explainer = registry.configure(method, settings)
+    bound = explainer.keywords  # type: ignore[attr-defined]
+    shown = {key: baseline if key == "baseline" else bound.get(key, known[key]) for key in known}
+    model = models.load(name)
+    source = TextSource(texts.texts, texts.labels, model, target=target, max_length=max_length)
+    sentences = None
+    if registry.METHODS[method].needs_baselines:
+        if references < 1:
+            raise JaxplainError(f"--background must be at least 1, not {references}")
+        sentences = background(texts.texts, model, references)
+        shown["background"] = references
+    function = explain_text(
+        model,
+        explainer,
+        baseline=baseline,
+        references=sentences,
+        magnitude=method in NORMS and shown.get("absolute", True) is not False,
+    )
+    return Job(model, source, function, shown)
+
+
+def bundled(limit: int | None) -> Texts:
+    """The bundled sentences, as if they had been read from a file."""
+    rows = models.bundled_examples()[:limit]
+    if limit is not None and limit < 1:
+        raise JaxplainError(f"--limit must be at least 1, not {limit}")
+    return Texts([r["text"] for r in rows], [str(r["label"]) for r in rows], "text", "label", "")
+
+
+def defaults(method: str) -> dict[str, Any]:
+    """A method's options with their defaults, as the command line spells them."""
+    known = {name: value for name, (value, _) in registry.options(method).items()}
+    if "baseline" in known:
+        known["baseline"] = "zeros"
+    return known
