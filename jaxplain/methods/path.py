@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.sampling import layout, like, moments, residual, wide
+from jaxplain.methods.sampling import layout, like, moments, residual, scan, wide
 from jaxplain.types import (
     Array,
     Attribution,
@@ -86,12 +86,10 @@ def integrated_gradients(
             terms = weighted_gradient(xs[0][0], xs[1][0])
         else:
             terms = jax.tree.map(lambda t: jnp.sum(t, 0), jax.vmap(weighted_gradient)(*xs))
-        return jax.tree.map(jnp.add, total, terms), None
+        return jax.tree.map(jnp.add, total, terms)
 
-    # Without the checkpoint, a gradient through the explanation holds every node's activations.
-    row = jax.checkpoint(row, prevent_cse=False)
     quadrature = (jnp.asarray(nodes[index]), jnp.asarray(weights[index] * real))
-    average, _ = jax.lax.scan(row, jax.tree.map(jnp.zeros_like, change), quadrature)
+    average = scan(row, jax.tree.map(jnp.zeros_like, change), quadrature)
     scores = jax.tree.map(jnp.multiply, change, average)
     output = f(x)
     return Attribution(scores, output, residual(scores, wide(output) - wide(f(start))))

@@ -43,6 +43,18 @@ def layout(count: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(place, count - 1).astype(np.int32), place < count
 
 
+def scan(row: Callable[[PyTree, PyTree], PyTree], state: PyTree, xs: PyTree) -> PyTree:
+    """Carry `state` through `row(state, xs[r])` for every row r of `xs`.
+
+    Under a gradient, rows are recomputed on the way back instead of held: memory stays that of one.
+    A single row is no loop.
+    """
+    if jax.tree.leaves(xs)[0].shape[0] == 1:
+        return row(state, jax.tree.map(lambda v: v[0], xs))
+    body = jax.checkpoint(lambda state, x: (row(state, x), None), prevent_cse=False)
+    return jax.lax.scan(body, state, xs)[0]
+
+
 class Moments(NamedTuple):
     """Of `count` samples: their mean and the sums of central powers, each with a sample's tree."""
 
@@ -106,10 +118,10 @@ def moments(sample: Callable[[Array], PyTree], count: int, chunk: int) -> Moment
         else:
             drawn = jax.vmap(sample)(i)
         leaves = jax.tree.leaves(wide(drawn))
-        return [update(old, s) for old, s in zip(state, leaves, strict=True)], None
+        return [update(old, s) for old, s in zip(state, leaves, strict=True)]
 
     xs = (index, real, (total - new) / total, new / total, total.astype(np.float64))
     xs = jax.tree.map(jnp.asarray, xs)
-    state, _ = jax.lax.scan(jax.checkpoint(row, prevent_cse=False), zeros, xs)
+    state = scan(row, zeros, xs)
     tree = jax.tree.structure(shape)
     return Moments(count, *(jax.tree.unflatten(tree, power) for power in zip(*state, strict=True)))
