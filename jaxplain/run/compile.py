@@ -151,7 +151,9 @@ def host_memory() -> int:
 
 def use_cache() -> None:
     """Keep compiled programs between processes, unless the user has said where or not to."""
-    if os.environ.get("JAXPLAIN_CACHE") == "off" or jax.config.jax_compilation_cache_dir:
+    if os.environ.get("JAXPLAIN_CACHE") == "off" or getattr(
+        jax.config, "jax_compilation_cache_dir", None
+    ):
         return
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(Path(base) / "jaxplain" / "programs"))
@@ -205,7 +207,7 @@ def bytes_of(compiled: Any, params: PyTree, devices: int) -> int:
     held = sum(
         np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(params)
-        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     )
     moving = max(stats.argument_size_in_bytes - int(held), 0) + stats.output_size_in_bytes
     return stats.temp_size_in_bytes + IN_FLIGHT * moving

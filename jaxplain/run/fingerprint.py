@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.run.trees import Example
@@ -33,9 +34,7 @@ def of_params(params: PyTree) -> str:
 
     def parts() -> Iterator[Any]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
-                leaf.dtype, jax.dtypes.prng_key
-            ):
+            if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 leaf = jax.random.key_data(leaf)
             leaf = np.ascontiguousarray(np.asarray(leaf))
             yield f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}"

@@ -42,7 +42,7 @@ class Record(NamedTuple):
     """
 
     index: int
-    result: PyTree | None
+    result: PyTree
     notes: dict[str, Any]
     error: str | None
 
@@ -72,7 +72,7 @@ def write(path: Path, payload: bytes) -> None:
 
 
 def pack(content: Any) -> bytes:
-    body = msgpack.packb(content)
+    body: bytes = msgpack.packb(content)  # type: ignore[assignment]
     return MARK + hashlib.blake2b(body, digest_size=DIGEST).digest() + body
 
 
@@ -221,3 +221,15 @@ def lock(out: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn a failed write into one line that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise JaxplainError(
+            f"{out} cannot be written: {error.strerror or error}. What is already there is whole: "
+            "mend that, and run the same command again to resume"
+        ) from error

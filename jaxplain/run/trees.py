@@ -162,17 +162,19 @@ def stack(rows: list[Example], like: Layout, length: int | None, size: int) -> P
 
     Missing rows repeat the first one: real values keep the arithmetic of the batch finite.
     """
+    leaves = zip(*(jax.tree.leaves(example.arrays) for example in rows), strict=True)
     columns = []
-    for position, (shape, dtype, ragged) in enumerate(
-        zip(like.shapes, like.dtypes, like.ragged, strict=True)
+    for column, empty, ragged in zip(
+        leaves, jax.tree.leaves(shaped(like, length, size)), like.ragged, strict=True
     ):
-        full = (length, *shape) if ragged else shape
-        column = np.zeros((size, *full), dtype)  # type: ignore[arg-type]
-        for row, example in enumerate(rows):
-            leaf = jax.tree.leaves(example.arrays)[position]
-            column[row][: len(leaf) if ragged else None] = leaf
-        column[len(rows) :] = column[:1]
-        columns.append(column)
+        batch = np.zeros(empty.shape, empty.dtype)
+        for row, leaf in enumerate(column):
+            if ragged:
+                batch[row, : len(leaf)] = leaf
+            else:
+                batch[row] = leaf
+        batch[len(rows) :] = batch[:1]
+        columns.append(batch)
     return jax.tree.unflatten(like.tree, columns)
 
 
