@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh
 import jaxplain
 from jaxplain import models, registry, report
 from jaxplain.report import api
+from jaxplain.report.view import Survey
 from jaxplain.run import Summary, run
 from jaxplain.run.fingerprint import jsonable, versions
 from jaxplain.run.job import bundled, defaults, prepare
@@ -199,13 +200,13 @@ def show_run(
     if limit is not None and limit < 0:
         raise JaxplainError(f"--limit must be at least 0, not {limit}")
     if page is not None:
-        path, found = api.publish(directory, page, limit=1000 if limit is None else limit)
-        print(api.sentence(found))
+        path, info, found = api.publish(directory, page, limit=1000 if limit is None else limit)
+        tell(info, found)
         print(f"page: {path}")
         return 0
     info, found = api.look(directory)
     report.terminal(directory, limit=5 if limit is None else limit)
-    print(api.sentence(found))
+    tell(info, found)
     if info.get("status") != "complete":
         print(
             f"not complete: {found.examples:,} of {info['examples']:,} examples are done; give the "
@@ -260,12 +261,15 @@ def spelled(value: Any) -> str:
 def check_options(method: str, options: Mapping[str, str]) -> None:
     """Refuse an option that neither the method nor the command has."""
     known = registry.options(method)
-    own = inspect.signature(explain).parameters
+    own = [name for name in inspect.signature(explain).parameters if name != "options"]
     for name in options:
         if name.replace("-", "_") not in known:
-            names = [flag(n) for n in (*own, *known) if n != "options"]
-            close = difflib.get_close_matches(flag(name), names, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            owners = [m for m in registry.METHODS if name.replace("-", "_") in registry.options(m)]
+            close = difflib.get_close_matches(flag(name), [flag(n) for n in (*own, *known)], 1)
+            if owners:
+                hint = f"it is an option of {', '.join(owners)}; "
+            else:
+                hint = f"did you mean {close[0]}? " if close else ""
             takes = ", ".join(map(flag, known)) or "no options"
             raise JaxplainError(f"there is no option {flag(name)}: {hint}{method} takes {takes}")
 
@@ -316,9 +320,17 @@ def free_directory(
     return path
 
 
+def tell(info: Mapping[str, Any], found: Survey, speed: str | None = None) -> None:
+    """Print a run in one line, and a second one where its gaps are large."""
+    print(api.sentence(found, speed))
+    advice = api.advice(found, info.get("configuration") or {})
+    if advice:
+        print(advice)
+
+
 def finish(summary: Summary, *, show: int) -> int:
     """Show what a run came to, and write its page."""
-    path, found = api.publish(summary.out)
+    path, info, found = api.publish(summary.out)
     if show:
         report.terminal(summary.out, limit=show)
     if summary.resumed == summary.examples:
@@ -327,7 +339,7 @@ def finish(summary: Summary, *, show: int) -> int:
         speed = f"{summary.seconds:.1f} s, {summary.examples_per_second:.0f} examples/s"
         if summary.resumed:
             speed += f", {summary.resumed:,} done before"
-    print(api.sentence(found, speed))
+    tell(info, found, speed)
     print(f"run:  {summary.out}")
     print(f"page: {path}")
     if not summary.done:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from jaxplain.report import heat, web
 from jaxplain.report.view import Survey, survey
+from jaxplain.report.web import advice as advice
 from jaxplain.run.records import load
 from jaxplain.types import JaxplainError
 
@@ -33,13 +34,13 @@ def page(run_dir: str | Path, path: str | Path | None = None, *, limit: int = 10
 
 def publish(
     run_dir: str | Path, path: str | Path | None = None, *, limit: int = 1000
-) -> tuple[Path, Survey]:
+) -> tuple[Path, Mapping[str, Any], Survey]:
     """As `page`; give what was read on the way, too."""
     path = Path(run_dir) / "page.html" if path is None else Path(path)
     info, found = look(run_dir, limit=limit)
     text = web.render(info, found)
     try:
-        return web.write(path, text), found
+        return web.write(path, text), info, found
     except OSError as error:
         raise JaxplainError(
             f"{path} cannot be written: {error.strerror or error}; write the page elsewhere with "
@@ -85,10 +86,12 @@ def sentence(found: Survey, speed: str | None = None) -> str:
     if found.labelled:
         facts.append(f"{web.percent(found.correct / found.labelled)} predicted rightly")
     if len(found.gaps):
-        median, largest = np.median(found.relative_gaps), np.max(found.relative_gaps)
         facts.append(
-            f"completeness gap median {web.share(float(median))}, largest "
-            f"{web.share(float(largest))}"
+            "completeness gap "
+            + ", ".join(
+                f"{name} {take(found.gaps):.2g} ({web.share(float(take(found.relative_gaps)))})"
+                for name, take in (("median", np.median), ("largest", np.max))
+            )
         )
     facts += [f"{found.failed:,} failed", f"{found.truncated:,} truncated"]
     return " · ".join(facts)

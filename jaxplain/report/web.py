@@ -17,6 +17,7 @@ from jaxplain.report import png
 from jaxplain.report.view import Part, Survey, View, level, words
 
 LEVELS = 10  # colour steps on either side of zero
+LARGE = 0.01  # a relative gap above this deserves a word
 BARS = 20  # features shown per example
 
 
@@ -40,6 +41,8 @@ def share(value: float) -> str:
     """
     if not np.isfinite(value):
         return "f(x) = f(baseline)"
+    if value > 10:
+        return ">1000%"
     if value < 1e-6:
         return "<0.0001%" if value else "0%"
     return f"{float(f'{100 * value:.2g}'):g}%"
@@ -151,10 +154,25 @@ def tiles(found: Survey) -> list[dict[str, str]]:
         share_right = percent(found.correct / found.labelled)
         rows.append((share_right, f"predicted rightly, of {found.labelled:,} labelled"))
     if len(found.gaps):
-        rows.append((share(float(np.median(found.relative_gaps))), "median completeness gap"))
-        worst = int(np.argmax(found.relative_gaps))
-        rows.append((share(float(found.relative_gaps[worst])), "largest completeness gap"))
+        for name, take in (("median", np.median), ("largest", np.max)):
+            part = share(float(take(found.relative_gaps)))
+            rows.append((f"{take(found.gaps):.2g}", f"{name} completeness gap; as a share, {part}"))
     return [{"value": value, "name": name} for value, name in rows]
+
+
+def advice(found: Survey, configuration: Mapping[str, Any]) -> str | None:
+    """What to do about large gaps; None where there are none."""
+    large = int(np.sum(found.relative_gaps > LARGE))
+    if not large:
+        return None
+    options = configuration.get("options")
+    options = options if isinstance(options, Mapping) else {}
+    ways = [f"raise --{name}" for name in ("steps", "samples") if name in options]
+    ways += ["choose another --baseline"] * ("baseline" in options)
+    return (
+        f"{large:,} of {len(found.gaps):,} examples have a completeness gap above {share(LARGE)} "
+        f"of |f(x) − f(baseline)|: {' or '.join(ways) or 'take their scores as approximate'}"
+    )
 
 
 def two_sided(parts: list[Part]) -> bool:
@@ -219,6 +237,7 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
         histogram=histogram(found.relative_gaps),
         caption="How many examples have which completeness gap: what the scores' sum misses, as "
         "a share of |f(x) − f(baseline)|, on a logarithmic scale.",
+        advice=advice(found, configuration),
         configuration=rows,
         version=jaxplain.__version__,
         **{f.__name__: f for f in (tokens, bars, pictures, signed, brief, percent, share)},
