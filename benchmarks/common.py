@@ -1,0 +1,86 @@
+"""What the benchmarks share: a model, its sentences, paired timing, and rows to print."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxplain as jxp
+from jaxplain.models import TextModel
+from jaxplain.run.sources import TextSource, read_texts
+from jaxplain.run.text import explain_text
+
+
+def parse(description: str, **defaults: Any) -> argparse.Namespace:
+    """Options of a benchmark; each default gives the option its type."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    return parser.parse_args()
+
+
+def sst2() -> Path:
+    """The official SST-2 development file, which is not ours to ship."""
+    folder = os.environ.get("JAXPLAIN_DATA")
+    if not folder:
+        sys.exit("set JAXPLAIN_DATA to a folder that holds sst2/dev.tsv")
+    return Path(folder) / "sst2" / "dev.tsv"
+
+
+def text_job(model: TextModel, path: Path, steps: int, limit: int):
+    """Source and explain function of integrated gradients on the predicted class's logit."""
+    read = read_texts(path)
+    source = TextSource(read.texts[:limit], None, model)
+    method = partial(jxp.integrated_gradients, steps=steps)
+    return source, explain_text(model, method, baseline="zeros")
+
+
+def block(value: Any) -> Any:
+    return jax.block_until_ready(value)
+
+
+def paired(sides: Sequence[Callable[[], Any]], repeats: int) -> list[list[float]]:
+    """Seconds of each side, taken in turns so that a drift of the machine hits all alike."""
+    for side in sides:
+        block(side())
+    seconds: list[list[float]] = [[] for _ in sides]
+    for _ in range(repeats):
+        for side, mine in zip(sides, seconds, strict=True):
+            began = time.perf_counter()
+            block(side())
+            mine.append(time.perf_counter() - began)
+    return seconds
+
+
+def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """Median over turns of a's time over b's time in the same turn."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def report(name: str, bound: str, ok: bool, **values: Any) -> None:
+    """Print one JSON row; a figure that misses its bound ends the benchmark with status 1."""
+    row = {"benchmark": name} | {
+        k: round(v, 4) if isinstance(v, float | np.floating) else v for k, v in values.items()
+    }
+    row |= {
+        "bound": bound,
+        "ok": bool(ok),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+    print(json.dumps(row), flush=True)
+    if not ok:
+        sys.exit(1)
