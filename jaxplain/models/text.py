@@ -88,9 +88,9 @@ class Transformer(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         states = [keep(drop(x + positions[:length]), mask)]
         for _ in range(self.layers):
-            states.append(Block(self.heads, self.inner, self.dropout)(
-                states[-1], mask, deterministic
-            ))
+            states.append(
+                Block(self.heads, self.inner, self.dropout)(states[-1], mask, deterministic)
+            )
         states[-1] = keep(nn.LayerNorm(name="norm")(states[-1]), mask)
         return states
 
@@ -168,7 +168,9 @@ class CNN(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         states = [keep(drop(x), mask)]
         filters = x.shape[-1] // len(self.windows)
-        maps = [nn.Conv(filters, (size,), name=f"window_{size}")(states[0]) for size in self.windows]
+        maps = [
+            nn.Conv(filters, (size,), name=f"window_{size}")(states[0]) for size in self.windows
+        ]
         states.append(keep(jax.nn.relu(jnp.concatenate(maps, axis=-1)), mask))
         return states
 
@@ -235,7 +237,14 @@ def hidden(module: TextClassifier, params: PyTree, x: Array, mask: Array) -> Arr
 
 
 def classifier(
-    kind: str, *, vocabulary: int, width: int, classes: int, pool: str, dropout: float = 0.0, **rest: Any
+    kind: str,
+    *,
+    vocabulary: int,
+    width: int,
+    classes: int,
+    pool: str,
+    dropout: float = 0.0,
+    **rest: Any,
 ) -> TextClassifier:
     """A classifier without parameters, from the numbers that a model card records.
 
@@ -247,7 +256,9 @@ def classifier(
         JaxplainError: for another kind.
     """
     if kind not in ENCODERS:
-        raise JaxplainError(f"no text classifier is called {kind!r}: take one of {', '.join(ENCODERS)}")
+        raise JaxplainError(
+            f"no text classifier is called {kind!r}: take one of {', '.join(ENCODERS)}"
+        )
     rest = {name: tuple(v) if isinstance(v, list) else v for name, v in rest.items()}
     encoder = ENCODERS[kind](dropout=dropout, **rest)
     return TextClassifier(encoder, vocabulary, width, classes, pool, dropout)

@@ -67,10 +67,8 @@ def read(folder: Path | str) -> TextModel:
     params = flax.serialization.msgpack_restore((folder / WEIGHTS).read_bytes())
     some = jax.ShapeDtypeStruct((1,), np.int32), jax.ShapeDtypeStruct((1,), np.bool_)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *some)["params"]
-    fits = jax.tree.structure(shapes) == jax.tree.structure(params) and all(
-        a.shape == b.shape for a, b in zip(jax.tree.leaves(shapes), jax.tree.leaves(params))
-    )
-    if not fits or card["architecture"]["vocabulary"] != len(listed):
+    sizes = lambda tree: jax.tree.map(lambda leaf: list(leaf.shape), tree)
+    if sizes(shapes) != sizes(params) or card["architecture"]["vocabulary"] != len(listed):
         raise JaxplainError(
             f"{folder}: {WEIGHTS} and {VOCABULARY} do not fit the architecture in {CARD}: "
             "write all three together"

@@ -1,7 +1,7 @@
 """What every text model offers, whatever is inside it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,9 +52,9 @@ class TextModel(NamedTuple):
 
     name: str
     params: PyTree
-    embed: Callable[[PyTree, Array], Array]
-    score: Callable[[PyTree, Array, Array], Array]
-    hidden: Callable[[PyTree, Array, Array], Array]
+    embed: Callable[[PyTree, Any], Array]
+    score: Callable[[PyTree, Any, Any], Array]
+    hidden: Callable[[PyTree, Any, Any], Array]
     tokenize: Callable[[str], Tokens]
     labels: tuple[str, ...]
     max_length: int
