@@ -43,7 +43,7 @@ def main() -> None:
         "buckets",
         f"ratio >= {BOUND}",
         ratio >= BOUND,
-        model=options.model,
+        model=model.name,
         examples=len(source),
         longest=longest,
         padded_to_longest_s=float(np.median(a)),

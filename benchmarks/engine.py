@@ -75,7 +75,7 @@ def main() -> None:
         "engine",
         f"throughput share >= {BOUND}",
         share >= BOUND,
-        model=options.model,
+        model=model.name,
         examples=len(source),
         steps=options.steps,
         engine_examples_per_s=len(source) / float(np.median(a)),

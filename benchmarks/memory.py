@@ -8,6 +8,7 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def main() -> None:
         "memory",
         f"both ratios <= {BOUND}",
         program <= BOUND and process <= BOUND,
-        model=options.model,
+        model=Path(options.model).name,
         batch=options.batch,
         length=options.length,
         program_mib_32=few["program"] / 2**20,

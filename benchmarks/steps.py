@@ -48,7 +48,7 @@ def main() -> None:
         "steps",
         f"ratio <= {BOUND}",
         ratio <= BOUND,
-        model=options.model,
+        model=model.name,
         batch=options.batch,
         length=options.length,
         steps=options.steps,

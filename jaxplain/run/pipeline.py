@@ -215,7 +215,7 @@ class Job:
                     break
             self.put(results, None)
             while writer.is_alive():
-                writer.join(0.2)
+                writer.join(0.05)
                 self.report("explained")
         except BaseException:
             self.stop.set()
