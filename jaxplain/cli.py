@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from jax.sharding import AxisType, Mesh
 
 import jaxplain
 from jaxplain import models, registry, report
+from jaxplain.models import trained
 from jaxplain.report import api
 from jaxplain.report.view import Survey
 from jaxplain.run import Summary, run
@@ -239,12 +241,13 @@ def list_methods() -> int:
 def list_models() -> int:
     """List the bundled models; `--model` also takes a Hugging Face directory."""
     for name in models.BUNDLED:
-        model = models.load(name)
-        count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(model.params))
+        with resources.as_file(resources.files(models) / "bundled" / name) as folder:
+            card = trained.read_card(folder)
         print(
-            f"{name:<12} {count:>9,} parameters, at most {model.max_length} tokens, classes "
-            f"{', '.join(model.labels)}"
+            f"{name:<12} {card['parameters']:>9,} parameters, {card['accuracy']['dev']:.1f}% right "
+            f"on the dev set of {card['data']['name']}"
         )
+        print(f"    {card['task']}: {', '.join(card['labels'])}")
     print("A directory with config.json, model.safetensors and tokenizer.json of a BERT classifier")
     print("works too: jaxplain explain --model DIRECTORY (needs pip install 'jaxplain[hf]')")
     return 0

@@ -156,7 +156,7 @@ def tiles(found: Survey) -> list[dict[str, str]]:
     if len(found.gaps):
         for name, take in (("median", np.median), ("largest", np.max)):
             part = share(float(take(found.relative_gaps)))
-            rows.append((f"{take(found.gaps):.2g}", f"{name} completeness gap; as a share, {part}"))
+            rows.append((f"{take(found.gaps):.2g}", f"{name} completeness gap; share {part}"))
     return [{"value": value, "name": name} for value, name in rows]
 
 
@@ -212,7 +212,8 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
     data = configuration.get("data")
     data = data.get("name") if isinstance(data, Mapping) else data
     title = " · ".join(str(part) for part in (method, model) if part) or "Explanations"
-    words_of = [f"{found.examples:,} examples" + (f" of {data}" if data else "")]
+    source = " bundled examples" if data == "bundled" else f" examples of {data}"
+    words_of = [f"{found.examples:,}" + (source if data else " examples")]
     if "target" in configuration:
         told = {"predicted": "the predicted class of each", "label": "the true class of each"}
         target = str(configuration["target"])

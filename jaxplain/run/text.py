@@ -1,5 +1,6 @@
 """What one text's explanation is: from token ids to one score per token."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -36,8 +37,10 @@ def background(texts: Sequence[str], model: TextModel, count: int = 32) -> Backg
         JaxplainError: if no text has a token.
     """
     rows = np.unique(np.linspace(0, len(texts) - 1, num=min(count, len(texts))).astype(int))
-    chosen = [texts[int(row)] for row in rows]
-    ids = [model.tokenize(text).ids for text in chosen if text.strip()]
+    ids = []
+    for row in rows:
+        with contextlib.suppress(JaxplainError):  # a text without a word is no reference
+            ids.append(model.tokenize(texts[int(row)]).ids)
     ids = [row[~np.isin(row, model.special_ids)] for row in ids]
     ids = [row for row in ids if len(row)]
     if not ids:
