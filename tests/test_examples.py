@@ -17,7 +17,7 @@ def accuracy_of(printed: str) -> float:
 def test_digits(tmp_path, capsys):
     digits.main(out=tmp_path / "run", steps=8, epochs=6)
     printed = capsys.readouterr().out
-    # 6 epochs give 97.8%, and 20 give 99.6%; guessing gives 10%.
+    # 6 epochs give 98%, and 20 give 99%; guessing gives 10%.
     assert accuracy_of(printed) > 95
     assert "1797 of 1797 digits explained, 0 failed" in printed
     assert (tmp_path / "run" / "page.html").is_file()
@@ -33,8 +33,8 @@ def test_digits(tmp_path, capsys):
         right += str(record.result["target"]) == record.notes["label"]
         gaps.append(abs(attribution.gap) / abs(attribution.scores.sum() - attribution.gap))
     assert right / len(records) > 0.95
-    # 8 nodes across the kinks of a ReLU: the median digit misses about 1% of f(x) - f(black).
-    assert np.median(gaps) < 0.05
+    # 8 nodes across the kinks of a ReLU: the median digit misses 0.4% of f(x) - f(black).
+    assert np.median(gaps) < 0.02
 
 
 def test_tabular(tmp_path, capsys):
@@ -47,6 +47,6 @@ def test_tabular(tmp_path, capsys):
     record = jxp.load(tmp_path / "run")[0]
     assert len(record.notes["names"]) == len(record.result["attribution"].scores) == 30
     assert record.notes["names"][0] == "mean radius"
-    # A smooth network: 16 nodes leave little more than float32 rounding of sums of about 10.
+    # A smooth network: 16 nodes leave 8e-5 of sums up to 66, little more than float32 rounding.
     gaps = [r.result["attribution"].gap for r in jxp.load(tmp_path / "run")]
-    assert np.max(np.abs(gaps)) < 1e-2
+    assert np.max(np.abs(gaps)) < 1e-3
