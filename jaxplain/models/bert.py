@@ -7,7 +7,7 @@ here as having no part in classification, or the directory is refused.
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -290,12 +290,12 @@ def save_bert(
     out = {}
     for name, (keys, shape, transposed) in _tensors(config).items():
         leaf = params
-        try:
-            for key in keys:
-                leaf = leaf[key]
-        except KeyError as error:
-            raise JaxplainError(f"params has no {'/'.join(keys)}: save what {base} gave") from error
-        tensor = np.asarray(leaf, np.float32).T if transposed else np.asarray(leaf, np.float32)
+        for key in keys:
+            leaf = leaf.get(key) if isinstance(leaf, Mapping) else None
+        if leaf is None:
+            raise JaxplainError(f"params has no {'/'.join(keys)}: save what {base} gave")
+        tensor = np.asarray(leaf, np.float32)
+        tensor = tensor.T if transposed else tensor
         if tensor.shape != shape:
             raise JaxplainError(
                 f"{'/'.join(keys)} has shape {list(tensor.shape)}, and {base / CONFIG} says "

@@ -32,7 +32,6 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
         "silu": jax.nn.silu,
         "swish": jax.nn.silu,
         "mish": jax.nn.mish,
-        "elu": jax.nn.elu,
         "tanh": jnp.tanh,
         "sigmoid": jax.nn.sigmoid,
     }
