@@ -15,7 +15,7 @@ import pytest
 
 import jaxplain as jxp
 from jaxplain.run import plan, store
-from jaxplain.run.pipeline import Job
+from jaxplain.run.pipeline import Job, computing
 from tests.test_run import Faulty, explain, files, no_cache, params, sentences
 from tests.test_run import go as go_
 
@@ -77,7 +77,7 @@ def test_kill_9_at_any_moment_costs_at_most_a_shard(tmp_path):
         assert final.wait() == 0
     assert files(out) == files(tmp_path / "whole")
     assert jxp.load(out).info["status"] == "complete"
-    assert not list(out.rglob("*.tmp")) or all(p.name.startswith(".") for p in out.rglob("*.tmp"))
+    assert not list(out.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "emptied", "deleted"])
@@ -257,6 +257,31 @@ def test_failed_examples_stay_failed_on_resuming(params, tmp_path):
     first = go(explain, params, Faulty(), tmp_path / "r")
     again = go(explain, params, Faulty(), tmp_path / "r")
     assert (again.failed, again.done, again.resumed) == (first.failed, first.done, 40)
+
+
+def test_a_directory_whose_run_died_at_its_first_write(params, tmp_path):
+    out = tmp_path / "r"
+    out.mkdir()
+    (out / "run.lock").touch()
+    (out / ".run.json.1.tmp").write_text("{")
+    assert go(explain, params, sentences(), out).done == 60
+    assert {p.name for p in out.iterdir()} <= {"run.json", "run.lock", "plans", "shards"}
+
+
+def test_a_device_that_fails_says_how_to_go_on(params, tmp_path, monkeypatch):
+    def failing(result):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore lines")
+
+    original = Job.launch
+
+    def launch(self, work):
+        with computing():
+            failing(original(self, work))
+
+    monkeypatch.setattr(Job, "launch", launch)
+    with pytest.raises(jxp.JaxplainError, match=r"the device failed.*more lines.*to resume") as e:
+        go(explain, params, sentences(), tmp_path / "r")
+    assert "\n" not in str(e.value)
 
 
 def test_windows(params, tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxplain.run import compile as compiler
 from jaxplain.run import fingerprint, plan, store
-from jaxplain.run.pipeline import Job, Settings, Summary
+from jaxplain.run.parts import Settings, Summary
+from jaxplain.run.pipeline import Job
 from jaxplain.run.progress import shown
 from jaxplain.types import JaxplainError, PyTree
 
@@ -62,7 +63,8 @@ def run(
         ragged: names of the fields whose leading axis is the example's length `T`; "auto" takes
             those that differ among up to 256 evenly spaced examples. An example must say itself
             which positions are real: give it a mask of ones, which padding continues with zeros.
-        configuration: anything that JSON holds; kept in run.json, and compared on resuming.
+        configuration: anything that JSON holds; kept in run.json, and compared on resuming. So are
+            the function, the parameters, the key, the number of examples and up to 256 of them.
         memory_limit: bytes a device that a program may take; default 80% of what is free.
         overwrite: remove the run that is in `out`, if another one is there.
         progress: show a bar, or plain lines where there is no terminal, on stderr.
@@ -134,9 +136,10 @@ def run(
             info["created"] = old["created"]
         info["devices"] = devices(mesh)
         with store.writing(out):
+            store.write_info(out, info)  # first: a directory with a record in it is ours
             for folder in ("plans", "shards"):
                 (out / folder).mkdir(exist_ok=True)
-            store.write_info(out, info)
+            store.sweep(out)
         settings = Settings(
             explain, params, jax.device_put(key, NamedSharding(mesh, PartitionSpec())), like, out,
             mesh, batch_size, shard_size, lengths, max_length,
@@ -182,7 +185,7 @@ def check_arguments(examples, batch_size, shard_size, lengths, max_length) -> No
 def canonical_length(lengths: Any, max_length: int | None) -> int:
     """A length to trace at that is the same in every start of a run."""
     length = 16 if isinstance(lengths, str) else max(min(lengths), 2)
-    return length if max_length is None else max(min(length, max_length), 1)
+    return length if max_length is None else max(min(length, max_length), 2)
 
 
 def devices(mesh: Mesh) -> dict[str, Any]:

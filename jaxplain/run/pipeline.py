@@ -6,74 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxplain.run import compile as compiler
 from jaxplain.run import plan, store
+from jaxplain.run.parts import Settings, Summary, Work
 from jaxplain.run.progress import State
-from jaxplain.run.trees import MAY_BE_NAN, Layout, fit, stack
-from jaxplain.types import JaxplainError, PyTree
+from jaxplain.run.trees import MAY_BE_NAN, fit, stack
+from jaxplain.types import JaxplainError
 
 AHEAD = 2  # batches that are read, and results that wait for the disk, at most
-
-
-class Summary(NamedTuple):
-    """What a run came to.
-
-    Attributes:
-        out: the run directory.
-        examples: examples of the source.
-        done: examples with a result on disk, those of earlier starts included.
-        failed: examples recorded as failed, with their reason.
-        resumed: examples that earlier starts had finished, failed ones included.
-        seconds: wall time of this start, compilation included.
-        examples_per_second: of this start, over the time after the first program was compiled.
-        padding: share of the positions computed by this start that was padding.
-    """
-
-    out: Path
-    examples: int
-    done: int
-    failed: int
-    resumed: int
-    seconds: float
-    examples_per_second: float
-    padding: float
-
-
-class Settings(NamedTuple):
-    """The arguments of `run` that its parts share."""
-
-    explain: Callable
-    params: PyTree
-    key: jax.Array
-    like: Layout
-    out: Path
-    mesh: Mesh
-    batch_size: int | str
-    shard_size: int
-    lengths: Any
-    max_length: int | None
-    memory: int
-    outputs: compiler.Outputs
-
-
-class Work(NamedTuple):
-    """One batch on its way to the device: where it belongs, and its rows as far as they exist."""
-
-    shard: int
-    batch: plan.Batch
-    lengths: list[int | None]
-    notes: list[dict]
-    errors: dict[int, str]  # by row
-    arrays: PyTree
-    digests: np.ndarray | None
 
 
 class Job:
@@ -94,7 +41,8 @@ class Job:
     def all(self) -> Summary:
         windows = range(-(-self.count // plan.WINDOW))
         # Two compilers: tracing holds Python's lock, XLA's own work does not.
-        with ThreadPoolExecutor(2) as self.pool:
+        self.pool = ThreadPoolExecutor(2)
+        try:
             for window in windows:
                 self.report("planning")
                 shards = self.plan_window(window)
@@ -102,6 +50,8 @@ class Job:
                 if missing:
                     self.compute(window, shards, missing)
                 self.reader.forget()
+        finally:
+            self.pool.shutdown(cancel_futures=True)
         self.report("explained")
         seconds = time.monotonic() - self.began
         return Summary(
@@ -308,8 +258,9 @@ class Job:
         if self.first is None:
             self.first = time.monotonic()
         rows = NamedSharding(self.s.mesh, PartitionSpec("data"))
-        arrays, digests = jax.device_put((work.arrays, work.digests), rows)
-        result, good = program.call(self.s.params, self.s.key, arrays, digests)
+        with computing():
+            arrays, digests = jax.device_put((work.arrays, work.digests), rows)
+            result, good = program.call(self.s.params, self.s.key, arrays, digests)
         length = work.batch.bucket or 1
         self.computed += program.size * length
         self.real += sum(
@@ -338,14 +289,9 @@ class Job:
     def records(self, work: Work, result: Any, good: Any) -> Iterator[tuple]:
         leaves = []
         if result is not None:
-            try:
+            with computing():
                 leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(result)]
                 good = np.asarray(good)
-            except jax.errors.JaxRuntimeError as error:
-                raise JaxplainError(
-                    f"the device failed: {plan.reason(error)[:300]}. What is on disk is whole: run "
-                    "the same command again to resume, with a smaller batch size if memory ran out"
-                ) from error
         for row, index in enumerate(work.batch.indices):
             error = work.errors.get(row)
             values = None
@@ -368,3 +314,15 @@ class Job:
                 elif np.isnan(value).any() and not MAY_BE_NAN & set(name.split(".")):
                     bad.append(f"NaN in {name}")
         return ", ".join(bad) or "NaN or infinity in the padding"
+
+
+@contextlib.contextmanager
+def computing() -> Iterator[None]:
+    """Turn a device's failure into one line that says how to go on."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise JaxplainError(
+            f"the device failed: {plan.reason(error)[:300]}. What is on disk is whole: run the "
+            "same command again to resume; if memory ran out, begin anew with a smaller batch size"
+        ) from error

@@ -82,9 +82,9 @@ def read_texts(
     if not rows:
         raise JaxplainError(f"{path} has column names and no rows: there is nothing to explain")
     label_column = choose(path, columns, label_column, LABEL_NAMES, "label")
-    text_column = choose(
-        path, [c for c in columns if c != label_column], text_column, TEXT_NAMES, "text"
-    )
+    if text_column is None and columns == [label_column]:
+        raise JaxplainError(f"{path} has no column but {label_column}: add one with the sentences")
+    text_column = choose(path, columns, text_column, TEXT_NAMES, "text")
     if text_column is None:
         raise JaxplainError(
             f"{path} has columns {', '.join(columns)}, and none is named as text usually is: name "

@@ -195,6 +195,12 @@ def write_info(out: Path, info: dict[str, Any]) -> None:
     write(out / "run.json", (json.dumps(info, indent=1, sort_keys=False) + "\n").encode())
 
 
+def sweep(out: Path) -> None:
+    """Remove what killed writes left behind."""
+    for path in [*out.glob(".*.tmp"), *out.glob("*/.*.tmp")]:
+        path.unlink(missing_ok=True)
+
+
 def clear(out: Path) -> None:
     """Remove a run's files; `read_info` has made sure that it is one."""
     (out / "run.json").unlink(missing_ok=True)

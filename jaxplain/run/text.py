@@ -134,7 +134,8 @@ def explain_text(
         special = jnp.isin(ids, jnp.asarray(model.special_ids, ids.dtype))
         settings = {}
         if references is not None:
-            place = jnp.arange(ids.shape[0])[None, :] % jnp.asarray(references.lengths)[:, None]
+            word = jnp.maximum(jnp.cumsum(~special) - 1, 0)  # which word of the text stands here
+            place = word[None, :] % jnp.asarray(references.lengths)[:, None]
             tokens = jnp.take_along_axis(jnp.asarray(references.ids), place, axis=1)
             tokens = jnp.where(special[None, :], ids[None, :], tokens)
             settings["baselines"] = jax.vmap(lambda row: model.embed(params, row))(tokens)

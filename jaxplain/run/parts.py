@@ -1,0 +1,67 @@
+"""What the parts of a run hand to each other, and what it comes to."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxplain.run.compile import Outputs
+from jaxplain.run.plan import Batch
+from jaxplain.run.trees import Layout
+from jaxplain.types import PyTree
+
+
+class Summary(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        out: the run directory.
+        examples: examples of the source.
+        done: examples with a result on disk, those of earlier starts included.
+        failed: examples recorded as failed, with their reason.
+        resumed: examples that earlier starts had finished, failed ones included.
+        seconds: wall time of this start, compilation included.
+        examples_per_second: of this start, over the time after the first program was compiled.
+        padding: share of the positions computed by this start that was padding.
+    """
+
+    out: Path
+    examples: int
+    done: int
+    failed: int
+    resumed: int
+    seconds: float
+    examples_per_second: float
+    padding: float
+
+
+class Settings(NamedTuple):
+    """The arguments of `run` that its parts share."""
+
+    explain: Callable
+    params: PyTree
+    key: jax.Array
+    like: Layout
+    out: Path
+    mesh: Mesh
+    batch_size: int | str
+    shard_size: int
+    lengths: Any
+    max_length: int | None
+    memory: int
+    outputs: Outputs
+
+
+class Work(NamedTuple):
+    """One batch on its way to the device: where it belongs, and its rows as far as they exist."""
+
+    shard: int
+    batch: Batch
+    lengths: list[int | None]
+    notes: list[dict]
+    errors: dict[int, str]  # by row
+    arrays: PyTree
+    digests: np.ndarray | None
