@@ -3,13 +3,25 @@
 import csv
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxplain.models.types import TextModel as TextModel
 from jaxplain.models.types import Tokens as Tokens
 from jaxplain.types import JaxplainError
 
+if TYPE_CHECKING:
+    from jaxplain.models.checkpoint import restore as restore
+    from jaxplain.models.checkpoint import save as save
+
 BUNDLED = ("transformer", "lstm", "cnn")
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("save", "restore"):  # Orbax takes longer to import than a bundled model to load
+        from jaxplain.models import checkpoint
+
+        return getattr(checkpoint, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(name_or_path: str | Path) -> TextModel:

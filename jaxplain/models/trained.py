@@ -54,17 +54,22 @@ def read(folder: Path | str) -> TextModel:
     """Read what `write` wrote.
 
     Raises:
-        JaxplainError: if a file is missing, or the weights do not fit the card.
+        JaxplainError: if a file is missing or damaged, or the weights do not fit the card.
     """
     folder = Path(folder)
     for name in (CARD, WEIGHTS, VOCABULARY):
         if not (folder / name).is_file():
             raise JaxplainError(f"{folder} has no {name}: give a folder with a whole model")
-    card = read_card(folder)
+    try:
+        card = read_card(folder)
+        params = flax.serialization.msgpack_restore((folder / WEIGHTS).read_bytes())
+    except ValueError as error:  # of json and of msgpack
+        raise JaxplainError(
+            f"{folder}: {CARD} or {WEIGHTS} is damaged: write the model again"
+        ) from error
     listed = (folder / VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocabulary = words.vocabulary(listed)
     module = text.classifier(**card["architecture"])
-    params = flax.serialization.msgpack_restore((folder / WEIGHTS).read_bytes())
     some = jax.ShapeDtypeStruct((1,), np.int32), jax.ShapeDtypeStruct((1,), np.bool_)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *some)["params"]
     sizes = lambda tree: jax.tree.map(lambda leaf: list(leaf.shape), tree)
