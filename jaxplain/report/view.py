@@ -159,9 +159,9 @@ def parts(result: Any, notes: Mapping[str, Any], configuration: Mapping[str, Any
     errors = dict(leaves(field(attribution, "standard_error")))
     names = notes.get("names") or configuration.get("names")
     if len(scores) > 1 and all(array.size == 1 for _, array in scores):  # a table, column by column
-        found = [errors[path] for path, _ in scores if path in errors]
-        together = np.array(found).reshape(-1) if len(found) == len(scores) else None
-        values = np.array([array for _, array in scores]).reshape(-1)
+        found = [errors[path].item() for path, _ in scores if path in errors]
+        together = np.array(found) if len(found) == len(scores) else None
+        values = np.array([array.item() for _, array in scores])
         return [part("", values, together, None, [path for path, _ in scores], None)]
     image = field(result, "image")
     return [

@@ -212,8 +212,9 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
     data = configuration.get("data")
     data = data.get("name") if isinstance(data, Mapping) else data
     title = " · ".join(str(part) for part in (method, model) if part) or "Explanations"
-    source = " bundled examples" if data == "bundled" else f" examples of {data}"
-    words_of = [f"{found.examples:,}" + (source if data else " examples")]
+    noun = "example" if found.examples == 1 else "examples"
+    noun = f"bundled {noun}" if data == "bundled" else f"{noun} of {data}" if data else noun
+    words_of = [f"{found.examples:,} {noun}"]
     if "target" in configuration:
         told = {"predicted": "the predicted class of each", "label": "the true class of each"}
         target = str(configuration["target"])
@@ -233,6 +234,7 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
         tiles=tiles(found),
         survey=found,
         kinds=kinds,
+        confident=any(v.probability is not None for v in found.views),
         two_sided=two_sided(shown),
         ends=ends(found.views),
         histogram=histogram(found.relative_gaps),

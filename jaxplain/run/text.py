@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.models.types import TextModel
-from jaxplain.types import Array, Attribution, Explainer, JaxplainError, PyTree, SampledAttribution
+from jaxplain.types import Array, Attribution, JaxplainError, PyTree, SampledAttribution
 
 # Methods that give a gradient, whose entries are no parts of a sum: a token gets its length.
 NORMS = ("saliency", "smoothgrad")
@@ -83,7 +83,7 @@ def baseline_id(baseline: str, model: TextModel) -> int | None:
 
 def explain_text(
     model: TextModel,
-    explainer: Explainer,
+    explainer: Callable[..., Attribution | SampledAttribution],
     *,
     baseline: str | None = None,
     references: Background | None = None,
