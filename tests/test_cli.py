@@ -19,7 +19,7 @@ import jaxplain as jxp
 from jaxplain import cli, registry
 from jaxplain.models import text, trained, words
 
-WORDS: list[str] = "a b good bad film very plain not the and of".split()
+WORDS = [str(word) for word in "a b good bad film very plain not the and of".split()]
 ROWS = "sentence\tlabel\na very good film\t1\nthe bad\t0\n"
 ROWS += '" not plain\t1\nvery very bad film and of\t0\n'
 
@@ -28,7 +28,7 @@ ROWS += '" not plain\t1\nvery very bad film and of\t0\n'
 def model(tmp_path_factory):
     """A small untrained classifier in a folder."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    vocabulary = words.count_words([list(WORDS)])
+    vocabulary = words.count_words([WORDS])
     architecture = {
         "kind": "cnn", "vocabulary": len(vocabulary.words), "width": 4, "classes": 2,
         "pool": "max", "windows": [1, 2],
