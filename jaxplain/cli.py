@@ -6,6 +6,7 @@ broke off, 2 refused input, 130 interrupted.
 
 import difflib
 import inspect
+import io
 import json
 import os
 import sys
@@ -402,4 +403,6 @@ def call(arguments: list[str] | None) -> int:
 
 def main() -> None:
     """The `jaxplain` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without "·" is no reason to fail
+        sys.stdout.reconfigure(errors="replace")
     sys.exit(call(None))

@@ -74,7 +74,7 @@ def headline(seen: View) -> str:
         facts.append(f"label {seen.label}{mark}")
     if seen.target is not None:
         facts.append(f"explained {seen.target}")
-    if seen.output is not None:
+    if seen.output is not None and seen.prediction is None:
         facts.append(f"f(x) {signed(seen.output)}")
     if seen.gap is not None and seen.relative_gap is not None:
         facts.append(f"gap {share(seen.relative_gap)}")
