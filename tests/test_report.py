@@ -178,6 +178,8 @@ def test_scores_without_sign_get_a_one_sided_legend():
     assert "most influence" in page.text
     assert "against" not in page.text
     assert "claims no sum" in page.text
+    parts_of_a_sum = Page(render([text_record(scores=(0.1, 0.2, 0.0), gap=0.0)]))
+    assert "against positive" in parts_of_a_sum.text
 
 
 def test_standard_errors_are_shown():

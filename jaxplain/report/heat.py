@@ -105,7 +105,7 @@ def legend(views: list[View], console: Console) -> None:
     """Say what the colours or marks mean."""
     colour = console.color_system is not None and not console.no_color
     low, high = ends(views)
-    both = two_sided([part for seen in views for part in seen.parts])
+    both = two_sided(views)
     if colour:
         text = Text(f"{low} " if both else "no influence ")
         for style in (*(reversed(NEGATIVE[2:]) if both else ()), "", *POSITIVE[2:]):

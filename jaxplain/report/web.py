@@ -175,9 +175,12 @@ def advice(found: Survey, configuration: Mapping[str, Any]) -> str | None:
     )
 
 
-def two_sided(parts: list[Part]) -> bool:
-    """Whether any score is negative; the scores of saliency and its like are not."""
-    return any(np.min(part.scores, initial=0.0) < 0 for part in parts)
+def two_sided(views: list[View]) -> bool:
+    """Whether scores have a sign: one is negative, or they are parts of a sum."""
+    return any(
+        v.gap is not None or any(np.min(part.scores, initial=0.0) < 0 for part in v.parts)
+        for v in views
+    )
 
 
 def ends(views: list[View]) -> tuple[str, str]:
@@ -235,7 +238,7 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
         survey=found,
         kinds=kinds,
         confident=any(v.probability is not None for v in found.views),
-        two_sided=two_sided(shown),
+        two_sided=two_sided(found.views),
         ends=ends(found.views),
         histogram=histogram(found.relative_gaps),
         caption="How many examples have which completeness gap: what the scores' sum misses, as "
