@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxplain import baselines
 from jaxplain.methods.gradient import input_x_gradient, saliency
@@ -240,9 +241,9 @@ def _try(method: Method, bound: dict[str, Any]) -> None:
         k: v for k, v in bound.items() if isinstance(v, bool | int | float | None)
     }
     if method.needs_baselines:
-        simple["baselines"] = jnp.zeros((1, 2))
+        simple["baselines"] = np.zeros((1, 2), np.float32)
     explain = functools.partial(method.function, jnp.sum, **simple)
     try:
-        jax.eval_shape(lambda x, k: explain(x, key=k), jnp.zeros(2), jax.random.key(0))
+        jax.eval_shape(lambda: explain(jnp.zeros(2), key=jax.random.key(0)))
     except JaxplainError as error:
         raise JaxplainError(f"{method.name}: {error}") from None

@@ -115,7 +115,9 @@ def check_like(name: str, value: PyTree, x: PyTree) -> PyTree:
 
     def fit(path, v, leaf):
         v, leaf = jnp.asarray(v), jnp.asarray(leaf)
-        if jnp.broadcast_shapes(v.shape, leaf.shape) != leaf.shape:
+        missing = leaf.ndim - v.ndim
+        fits = zip((1,) * missing + v.shape, leaf.shape, strict=False)
+        if missing < 0 or any(size not in (1, wanted) for size, wanted in fits):
             raise JaxplainError(
                 f"{name}{jax.tree_util.keystr(path)} has shape {list(v.shape)}, which does not "
                 f"broadcast to x's {list(leaf.shape)}"

@@ -1,0 +1,119 @@
+"""The table of methods: names, options, and how text becomes a configured method."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxplain as jxp
+from jaxplain import JaxplainError, baselines
+from jaxplain.registry import BASELINES, METHODS, configure, options
+from tests.helpers import close
+
+
+def test_table_is_named_by_its_methods_and_cannot_be_changed():
+    assert [m.name for m in METHODS.values()] == list(METHODS)
+    assert all(m.summary and "\n" not in m.summary for m in METHODS.values())
+    with pytest.raises(TypeError):
+        METHODS["mine"] = METHODS["saliency"]  # pyright: ignore
+
+
+def test_options_follow_the_signature():
+    assert METHODS["integrated_gradients"].options == ("baseline", "chunk", "steps")
+    assert options("integrated_gradients")["steps"] == (32, int)
+    assert METHODS["expected_gradients"].options == ("chunk", "samples")
+    assert METHODS["input_x_gradient"].options == ()
+    assert METHODS["vargrad"].options == ("chunk", "deviation", "level", "samples")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "bound"),
+    [
+        ("integrated_gradients", {"steps": "8", "chunk": "none"}, {"steps": 8, "chunk": None}),
+        ("integrated_gradients", {"chunk": "4"}, {"chunk": 4}),
+        ("integrated_gradients", {"baseline": "0.5"}, {"baseline": 0.5}),
+        ("integrated_gradients", {"steps": 8}, {"steps": 8}),
+        ("saliency", {"absolute": "False"}, {"absolute": False}),
+        ("smoothgrad", {"level": "0.2", "deviation": "None"}, {"level": 0.2, "deviation": None}),
+        ("smoothgrad", {"level": 1, "deviation": "0.1"}, {"level": 1, "deviation": 0.1}),
+    ],
+)
+def test_strings_are_read_as_their_options_type(name, given, bound):
+    explain = configure(name, given)
+    found = {k: explain.keywords[k] for k in bound}  # pyright: ignore
+    assert found == bound and {k: type(v) for k, v in found.items()} == {
+        k: type(v) for k, v in bound.items()
+    }
+
+
+def test_baselines_by_name_function_and_array(key):
+    x = jnp.arange(12.0).reshape(4, 3)
+    f = lambda x: jnp.sum(jnp.sin(x))
+    for name, baseline in BASELINES.items():
+        explain = configure("integrated_gradients", {"baseline": name})
+        close(explain(f, x), jxp.integrated_gradients(f, x, baseline=baseline))
+    for baseline in (jnp.ones(3), partial(baselines.mean, axes=0)):
+        explain = configure("integrated_gradients", {"baseline": baseline})
+        close(explain(f, x), jxp.integrated_gradients(f, x, baseline=baseline))
+    starts = jnp.ones((2, 4, 3))
+    early = configure("expected_gradients", {"samples": "8", "baselines": starts})
+    late = configure("expected_gradients", {"samples": "8"})
+    close(early(f, x, key=key), late(f, x, key=key, baselines=starts))  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_configured_and_runs(name, key):
+    given = {"baselines": jnp.zeros((2, 3))} if METHODS[name].needs_baselines else {}
+    got = configure(name, given)(lambda x: jnp.sum(x**2), jnp.ones(3), key=key)
+    assert got.scores.shape == (3,) and float(got.output) == 3
+    if METHODS[name].needs_key:
+        with pytest.raises(JaxplainError, match="pass key"):
+            configure(name, given)(jnp.sum, jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        (
+            "integrated_gradient",
+            {},
+            "there is no method 'integrated_gradient': did you mean integrated_gradients",
+        ),
+        ("lime", {}, "there is no method 'lime': there are expected_gradients, input_x_gradient,"),
+        (
+            "integrated_gradients",
+            {"stepz": "3"},
+            "integrated_gradients has no option 'stepz'; it takes baseline, chunk, steps",
+        ),
+        ("input_x_gradient", {"steps": "3"}, "has no option 'steps'; it takes none"),
+        ("integrated_gradients", {"baselines": jnp.ones(3)}, "has no option 'baselines'"),
+        (
+            "integrated_gradients",
+            {"steps": "many"},
+            "integrated_gradients: steps must be a whole number, not 'many'",
+        ),
+        ("integrated_gradients", {"steps": 8.5}, "steps must be a whole number, not 8.5"),
+        ("integrated_gradients", {"steps": "0"}, "integrated_gradients: steps must be .* not 0"),
+        ("integrated_gradients", {"chunk": "-2"}, "chunk must be a whole number of at least 1"),
+        (
+            "integrated_gradients",
+            {"baseline": "black"},
+            "baseline must be a number or one of blur, mean, zeros, not 'black'",
+        ),
+        ("expected_gradients", {"samples": "1"}, "samples must be at least 2"),
+        ("smoothgrad", {"level": "-0.1"}, "smoothgrad: level must be at least 0"),
+        ("smoothgrad", {"deviation": "x"}, "deviation must be a number or none, not 'x'"),
+        ("saliency", {"absolute": "maybe"}, "absolute must be true or false, not 'maybe'"),
+        ("saliency", {"absolute": 1}, "absolute must be true or false, not 1"),
+    ],
+)
+def test_what_cannot_be_configured_is_refused_in_one_line(name, given, message):
+    with pytest.raises(JaxplainError, match=message) as caught:
+        configure(name, given)
+    assert "\n" not in str(caught.value)
+
+
+def test_configure_evaluates_nothing():
+    with jax.transfer_guard("disallow"):
+        configure("integrated_gradients", {"steps": "3"})
