@@ -1,5 +1,7 @@
 """Comparisons with a tolerance that follows from the dtype, or from a method's own uncertainty."""
 
+from contextlib import contextmanager
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,16 @@ def within_errors(got, want, error, *, errors=5.0):
         excess = np.abs(g - w) - errors * e
         rounding = TOLERANCE["float32"] * max(np.abs(w).max(), 1e-30)
         assert excess.max() <= rounding, (g, w, e)
+
+
+@contextmanager
+def quick_compile():
+    """Compile without most optimizations: half the time, where compiling is all a test does."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def total(scores) -> float:

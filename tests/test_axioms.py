@@ -9,11 +9,17 @@ import pytest
 
 from jaxplain.registry import METHODS
 from tests import small_models
-from tests.helpers import close, within_errors
+from tests.helpers import close, quick_compile, within_errors
 
 KEY = jax.random.key(5)
 WEIGHTS = {"f": (1.0, 0.0, 0.0), "g": (0.0, 1.0, 0.0), "2f-3g": (2.0, -3.0, 0.0)}
 WEIGHTS["f, computed otherwise"] = (0.0, 0.0, 1.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unoptimized():
+    with quick_compile():
+        yield
 
 
 def claiming(claim):

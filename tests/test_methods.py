@@ -267,7 +267,7 @@ def test_blur_and_mean_of_signals_and_batches():
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("mlp", "bfloat16"), ("attention", "bfloat16"), ("mlp", "float16")]
+    ("name", "dtype"), [("mlp", "bfloat16"), ("attention", "bfloat16"), ("attention", "float16")]
 )
 def test_half_precision_sums_in_float32(name, dtype, key):
     half = small_models.make(name, dtype)

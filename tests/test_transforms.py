@@ -12,7 +12,7 @@ import jaxplain as jxp
 from jaxplain import baselines
 from jaxplain.registry import METHODS
 from tests import small_models
-from tests.helpers import close
+from tests.helpers import close, quick_compile
 
 KEY = jax.random.key(2)
 FIELDS = ("scores", "output", "standard_error")
@@ -78,7 +78,8 @@ def test_one_compilation_a_shape(name, compiled):
     counts = []
     for args in ((xs, keys), others, fewer):
         compiled.clear()
-        jax.block_until_ready(program(params, *args))
+        with quick_compile():
+            jax.block_until_ready(program(params, *args))
         counts.append(sum(compiled))
     assert counts == [1, 0, 1]
 
@@ -89,8 +90,8 @@ def penalty(explain, model, params):
 
 @pytest.mark.parametrize(
     ("name", "model_name"),
-    [("integrated_gradients", name) for name in ("mlp", "attention", "cnn", "lstm")]
-    + [("input_x_gradient", "attention"), ("expected_gradients", "mlp")],
+    [("integrated_gradients", name) for name in ("mlp", "attention", "lstm")]
+    + [("expected_gradients", "mlp")],
 )
 def test_gradient_through_an_explanation(x64, name, model_name):
     """Of a penalty on the scores with respect to the parameters, against finite differences."""
@@ -100,7 +101,9 @@ def test_gradient_through_an_explanation(x64, name, model_name):
     if method.needs_baselines:
         few = {"samples": 3, "baselines": jnp.stack([model.x * 0, model.x * 0 + 1])}
     loss = jax.jit(partial(penalty, partial(method.function, **few), model))
-    gradient = jax.jit(jax.grad(loss))(model.params)
+    with quick_compile():
+        gradient = jax.jit(jax.grad(loss))(model.params)
+        loss(model.params)
     direction = jax.tree.map(lambda v: jnp.cos(jnp.arange(v.size)).reshape(v.shape), model.params)
     step = 1e-5
     at = lambda s: float(loss(jax.tree.map(lambda v, d: v + s * d, model.params, direction)))
@@ -111,7 +114,7 @@ def test_gradient_through_an_explanation(x64, name, model_name):
 
 
 def test_remat_changes_nothing():
-    model = small_models.make("attention")
+    model = small_models.make("mlp")
     apply = jax.checkpoint(model.apply)
     plain = partial(jxp.integrated_gradients, steps=4)
 
