@@ -316,7 +316,10 @@ def command(*arguments: str, env: Mapping[str, str] = MappingProxyType({})):
 def test_an_interrupt_says_how_to_go_on(desk, model):
     (desk / "many.tsv").write_text("text\n" + "a very good film\n" * 20000)
     options = "--data many.tsv --steps 512 --batch-size 8 --out R".split()
+    # A test run in a shell's background ignores interrupts, and its children would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = command("explain", "--model", model, *options)
+    signal.signal(signal.SIGINT, before)
     end = time.monotonic() + 60
     while not list(desk.glob("R/shards/*.msgpack")) and time.monotonic() < end:
         assert process.poll() is None, process.communicate()

@@ -57,8 +57,9 @@ def run(
         batch_size: rows `B` of a program over all devices; "auto" starts from a size that suits the
             length and shrinks until the compiled program's own memory analysis fits.
         shard_size: examples in a file, about; the most that a kill can cost.
-        lengths: lengths that ragged examples are padded to, with zeros; "auto" is 8, 12, 16, 24,
-            32, 48 and so on. A function of the example's length alone.
+        lengths: lengths that ragged examples are padded to, with zeros, or "auto": 8, 12, 16, 24,
+            32, 48 and so on, and for up to 256 examples, which would not pay for compiling so many
+            programs, 16, 64, 256. Which one an example gets depends on its own length alone.
         max_length: the longest that the model takes; longer examples are recorded as failed.
         ragged: names of the fields whose leading axis is the example's length `T`; "auto" takes
             those that differ among up to 256 evenly spaced examples. An example must say itself
@@ -142,7 +143,7 @@ def run(
             store.sweep(out)
         settings = Settings(
             explain, params, jax.device_put(key, NamedSharding(mesh, PartitionSpec())), like, out,
-            mesh, batch_size, shard_size, lengths, max_length,
+            mesh, batch_size, shard_size, plan.grid(lengths, len(examples)), max_length,
             memory_limit or int(compiler.MARGIN * compiler.free_memory(mesh)), outputs,
         )  # fmt: skip
         with shown(progress) as show:

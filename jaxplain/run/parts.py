@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
     mesh: Mesh
     batch_size: int | str
     shard_size: int
-    lengths: Any
+    lengths: tuple[int, ...]
     max_length: int | None
     memory: int
     outputs: Outputs

@@ -9,6 +9,7 @@ from jaxplain.run.trees import Example, Layout, fit, layout, split
 from jaxplain.types import JaxplainError
 
 WINDOW = 8192  # examples that are sorted by length together
+FEW = 256  # examples that do not pay for many programs
 PROBES = 256  # examples that are looked at before anything is planned
 CACHE_BYTES = 512 * 2**20  # examples read for their length are kept up to this much
 FAILED = -1  # the bucket of examples that could not be read
@@ -40,25 +41,29 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def bucket_of(length: int | None, lengths: Sequence[int] | str, max_length: int | None) -> int:
-    """The length to pad to: a function of the example's own length and of nothing else.
+def grid(lengths: Sequence[int] | str, count: int) -> tuple[int, ...]:
+    """The lengths to pad to, for a source of `count` examples.
 
-    The default lengths are 8, 12, 16, 24, 32, 48, ...: at most a third of a row is padding, and
-    programs are few.
+    The default is 8, 12, 16, 24, 32, 48 and so on: at most a third of a row is padding. Few
+    examples take less time than a program takes to compile, so they get 16, 64, 256 and so on.
     """
+    if not isinstance(lengths, str):
+        return tuple(sorted(set(lengths)))
+    if count <= FEW:
+        return tuple(16 * 4**k for k in range(10))
+    return tuple(size for k in range(3, 22) for size in (2**k, 3 * 2 ** (k - 1)))
+
+
+def bucket_of(length: int | None, lengths: tuple[int, ...], max_length: int | None) -> int:
+    """The length to pad to: a function of the example's own length and of nothing else."""
     if length is None:
         return FIXED
     if max_length is not None and length > max_length:
         raise JaxplainError(f"the example has length {length}, and max_length is {max_length}")
-    if isinstance(lengths, str):
-        size = 8
-        while size < length:
-            size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-        return size if max_length is None else min(size, max_length)
-    for size in sorted(lengths):
+    for size in lengths:
         if length <= size:
-            return size
-    raise JaxplainError(f"the example has length {length}, and the longest bucket {max(lengths)}")
+            return size if max_length is None else min(size, max_length)
+    raise JaxplainError(f"the example has length {length}, and the longest bucket {lengths[-1]}")
 
 
 def probe(source: Any, ragged: str | tuple[str, ...]) -> tuple[Layout, list[Example]]:
@@ -106,7 +111,7 @@ class Reader:
 def sort_window(
     reader: Reader,
     indices: range,
-    lengths: Sequence[int] | str,
+    lengths: tuple[int, ...],
     max_length: int | None,
 ) -> tuple[dict[int, list[int]], dict[int, str]]:
     """Group a window's examples by bucket; give the unreadable ones with their reasons.
