@@ -160,9 +160,8 @@ def test_no_result_depends_on_place_or_batch(params, tmp_path):
     """A shuffled source gives each example the same record, sampling included."""
 
     def noisy(params, example, key):
-        shift = jax.random.normal(key, (1, WIDTH))
-        x = params["embedding"][example["ids"]] + shift
-        return {"score": score(params, x, example["mask"]), "shift": shift}
+        x = params["embedding"][example["ids"]] + jax.random.normal(key, (1, WIDTH))
+        return {"score": score(params, x, example["mask"]), "bits": jax.random.bits(key, (2,))}
 
     examples = sentences()
     order = np.random.default_rng(1).permutation(len(examples))
@@ -170,13 +169,14 @@ def test_no_result_depends_on_place_or_batch(params, tmp_path):
     go(noisy, params, [examples[i] for i in order], tmp_path / "b")
     go(noisy, params, examples, tmp_path / "c", batch_size=7)
     a, b, c = (list(jxp.load(tmp_path / name)) for name in "abc")
-    same([a[i] for i in order], b)
+    # XLA may round a row at the end of a batch otherwise than one in its middle: not exact
+    same([a[i] for i in order], b, exact=False)
     same(a, c, exact=False)
-    for one, two in zip(a, c, strict=True):
-        # the same key; its normal draw may differ in the last bits between batch shapes
-        np.testing.assert_allclose(one.result["shift"], two.result["shift"], rtol=1e-5, atol=1e-6)
-    shifts = {r.result["shift"].tobytes() for r in a}
-    assert len(shifts) == len({e["ids"].tobytes() for e in examples}) > 50
+    for one, two, three in zip(a, [b[i] for i in np.argsort(order)], c, strict=True):
+        np.testing.assert_array_equal(one.result["bits"], two.result["bits"])
+        np.testing.assert_array_equal(one.result["bits"], three.result["bits"])
+    keys = {r.result["bits"].tobytes() for r in a}
+    assert len(keys) == len({e["ids"].tobytes() for e in examples}) > 50
 
 
 def test_eight_devices_equal_one(params, tmp_path):
