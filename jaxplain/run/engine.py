@@ -27,7 +27,7 @@ def run(
     key: jax.Array,
     mesh: Mesh | None = None,
     batch_size: int | str = "auto",
-    shard_size: int = 256,
+    shard_size: int | str = "auto",
     lengths: Sequence[int] | str = "auto",
     max_length: int | None = None,
     ragged: Sequence[str] | str = "auto",
@@ -56,7 +56,8 @@ def run(
         mesh: needs an axis `data`, over which batches are split. Default: all local devices.
         batch_size: rows `B` of a program over all devices; "auto" starts from a size that suits the
             length and shrinks until the compiled program's own memory analysis fits.
-        shard_size: examples in a file, about; the most that a kill can cost.
+        shard_size: examples in a file, about, and the most that a kill can cost; "auto" is a 64th
+            of the examples, between 64 and 4096.
         lengths: lengths that ragged examples are padded to, with zeros, or "auto": 8, 12, 16, 24,
             32, 48 and so on, and for up to 256 examples, which would not pay for compiling so many
             programs, 16, 64, 256. Which one an example gets depends on its own length alone.
@@ -143,7 +144,8 @@ def run(
             store.sweep(out)
         settings = Settings(
             explain, params, jax.device_put(key, NamedSharding(mesh, PartitionSpec())), like, out,
-            mesh, batch_size, shard_size, plan.grid(lengths, len(examples)), max_length,
+            mesh, batch_size, plan.shard_size_for(shard_size, len(examples)),
+            plan.grid(lengths, len(examples)), max_length,
             memory_limit or int(compiler.MARGIN * compiler.free_memory(mesh)), outputs,
         )  # fmt: skip
         with shown(progress) as show:
@@ -176,9 +178,10 @@ def check_arguments(examples, batch_size, shard_size, lengths, max_length) -> No
         raise JaxplainError("examples is empty: there is nothing to explain")
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
         raise JaxplainError(f"batch_size must be 'auto' or at least 1, not {batch_size!r}")
-    for name, value in (("shard_size", shard_size), ("max_length", max_length)):
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise JaxplainError(f"{name} must be at least 1, not {value!r}")
+    if shard_size != "auto" and not (isinstance(shard_size, int) and shard_size >= 1):
+        raise JaxplainError(f"shard_size must be 'auto' or at least 1, not {shard_size!r}")
+    if max_length is not None and not (isinstance(max_length, int) and max_length >= 1):
+        raise JaxplainError(f"max_length must be at least 1, not {max_length!r}")
     if lengths != "auto" and (isinstance(lengths, str) or not lengths or min(lengths) < 1):
         raise JaxplainError(f"lengths must be 'auto' or numbers of at least 1, not {lengths!r}")
 

@@ -105,8 +105,11 @@ class Job:
         rows = self.s.mesh.shape["data"]
         for bucket, group in groups.items():
             if bucket not in self.sizes:
-                wanted = plan.batch_size_for(
-                    len(group), more, bucket, rows, self.s.batch_size, self.s.shard_size
+                asked, kind = self.s.batch_size, self.s.mesh.devices.flat[0].platform
+                wanted = (
+                    plan.batch_size_for(len(group), more, bucket, rows, kind)
+                    if isinstance(asked, str)
+                    else plan.round_up(asked, rows)
                 )
                 memory = self.s.memory if self.s.batch_size == "auto" else None
                 self.program(bucket, wanted, memory)
