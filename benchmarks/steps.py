@@ -1,7 +1,8 @@
 """What integrated gradients costs, in gradients: against `steps` bare value_and_grad calls.
 
 Both sides get the same batch of sentences, padded to one length, on the same parameters; the bare
-side is one compiled `vmap(value_and_grad)`, called `steps` times.
+side is one compiled `vmap(value_and_grad)`, called `steps` times. `--model image` is a small
+convolutional network of `length` x `length` images instead, with random weights.
 """
 
 from functools import partial
@@ -17,16 +18,43 @@ from jaxplain import models
 BOUND = 1.05
 
 
+def text_job(name: str, batch: int, length: int):
+    """The score of a bundled model's second class, its parameters, embedded sentences, masks."""
+    model = models.load(name)
+    ids = np.random.default_rng(0).integers(5, 1000, (batch, length))
+    x = jax.vmap(model.embed, (None, 0))(model.params, jnp.asarray(ids, jnp.int32))
+
+    def score(params, x, mask):
+        return model.score(params, x, mask)[1]
+
+    return score, model.params, x, jnp.ones((batch, length), bool)
+
+
+def image_job(name: str, batch: int, size: int):
+    """The same of three convolutions, the last two with stride 2, and a linear layer."""
+    rng = np.random.default_rng(0)
+    shapes = [(3, 3, 1, 16), (3, 3, 16, 32), (3, 3, 32, 32), (32, 10)]
+    scaled = [rng.normal(size=s) * (2 / np.prod(s[:-1])) ** 0.5 for s in shapes]
+    params = [jnp.asarray(w, jnp.float32) for w in scaled]
+    x = jnp.asarray(rng.normal(size=(batch, size, size, 1)), jnp.float32)
+
+    def score(params, x, mask):
+        h = x[None]
+        for kernel, stride in zip(params, (1, 2, 2), strict=False):
+            axes = ("NHWC", "HWIO", "NHWC")
+            h = jax.lax.conv_general_dilated(
+                h, kernel, (stride, stride), "SAME", dimension_numbers=axes
+            )
+            h = jax.nn.relu(h)
+        return (h.mean((1, 2)) @ params[-1])[0, 1]
+
+    return score, params, x, jnp.ones((batch, size), bool)
+
+
 def main() -> None:
     options = parse(__doc__ or "", model="transformer", batch=32, length=24, steps=32, repeats=7)
-    model = models.load(options.model)
-    rng = np.random.default_rng(0)
-    ids = jnp.asarray(rng.integers(5, 1000, (options.batch, options.length)), jnp.int32)
-    mask = jnp.ones((options.batch, options.length), bool)
-    x = jax.vmap(model.embed, (None, 0))(model.params, ids)
-
-    def scalar(params, x, mask):
-        return model.score(params, x, mask)[1]
+    job = image_job if options.model == "image" else text_job
+    scalar, params, x, mask = job(options.model, options.batch, options.length)
 
     def explain(params, x, mask):
         return jxp.integrated_gradients(
@@ -38,17 +66,17 @@ def main() -> None:
 
     def bare():
         for _ in range(options.steps):
-            out = gradient(model.params, x, mask)
+            out = gradient(params, x, mask)
             jax.block_until_ready(out)
         return out
 
-    a, b = paired([lambda: ours(model.params, x, mask), bare], options.repeats)
+    a, b = paired([lambda: ours(params, x, mask), bare], options.repeats)
     ratio = median_ratio(a, b)
     report(
         "steps",
         f"ratio <= {BOUND}",
         ratio <= BOUND,
-        model=model.name,
+        model=options.model,
         batch=options.batch,
         length=options.length,
         steps=options.steps,

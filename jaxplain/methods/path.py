@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxplain.interpret import canonical_convolutions
 from jaxplain.methods.sampling import layout, like, moments, residual, scan, wide
 from jaxplain.types import (
     Array,
@@ -48,8 +49,7 @@ def integrated_gradients(
         steps: Gauss-Legendre nodes. Error falls exponentially in `steps` where f is smooth along
             the path, and as 1 / steps across the kinks of a ReLU.
         chunk: gradients taken at once, default 1. Memory is that of `chunk` gradients, whatever
-            `steps` is; raise it where one example leaves the device idle. `chunk=steps` is no loop:
-            on CPU, XLA runs the backward pass of a convolution several times slower inside one.
+            `steps` is; raise it where one example leaves the device idle.
 
     Returns:
         scores `[...]` in f's units, float32 or wider, which is also what they are summed in; gap is
@@ -148,7 +148,7 @@ def expected_gradients(
 
     drawn = moments(sample, samples, chunk)
     output = f(x)
-    outputs = jax.lax.map(f, baselines, batch_size=min(chunk, count))
+    outputs = jax.lax.map(canonical_convolutions(f), baselines, batch_size=min(chunk, count))
     gap = residual(drawn.mean, wide(output) - jnp.mean(wide(outputs)))
     return SampledAttribution(drawn.mean, output, gap, drawn.standard_error(), jnp.int32(samples))
 

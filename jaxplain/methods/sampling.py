@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxplain.interpret import canonical_convolutions
 from jaxplain.types import Array, JaxplainError, PyTree, check_positive
 
 
@@ -47,11 +48,12 @@ def scan(row: Callable[[PyTree, PyTree], PyTree], state: PyTree, xs: PyTree) -> 
     """Carry `state` through `row(state, xs[r])` for every row r of `xs`.
 
     Under a gradient, rows are recomputed on the way back instead of held: memory stays that of one.
-    A single row is no loop.
+    A single row is no loop. Convolutions are laid out for it: see `canonical_convolutions`.
     """
     if jax.tree.leaves(xs)[0].shape[0] == 1:
         return row(state, jax.tree.map(lambda v: v[0], xs))
-    body = jax.checkpoint(lambda state, x: (row(state, x), None), prevent_cse=False)
+    step = canonical_convolutions(row)
+    body = jax.checkpoint(lambda state, x: (step(state, x), None), prevent_cse=False)
     return jax.lax.scan(body, state, xs)[0]
 
 

@@ -1,0 +1,3 @@
+"""Reinterpretation of traced functions."""
+
+from jaxplain.interpret.convolutions import canonical_convolutions as canonical_convolutions
