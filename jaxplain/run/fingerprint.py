@@ -81,6 +81,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             if before.get(name, "unset") != after[name]
         ]
     for name, label in LABELS.items():
+        if name == "function" and lines:
+            continue  # another option, or another version, is another function: no news
         if old.get("fingerprints", {}).get(name) != new["fingerprints"][name]:
             lines.append(f"{label} differ{'' if label.endswith('s') else 's'}")
     return lines
@@ -91,7 +93,8 @@ def check_same(out: Any, old: dict[str, Any], new: dict[str, Any]) -> None:
     lines = differences(old, new)
     if lines:
         raise JaxplainError(
-            f"{out} holds another run: {'; '.join(lines)}. Give another directory, or overwrite it"
+            f"{out} holds another run: {'; '.join(lines)}. Give another directory, or "
+            "overwrite it (overwrite=True, --overwrite)"
         )
 
 
