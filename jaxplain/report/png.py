@@ -6,9 +6,10 @@ import zlib
 
 import numpy as np
 
+# The colours of the page's legend.
 NEUTRAL = np.array([247.0, 247.0, 247.0])
-POSITIVE = np.array([214.0, 96.0, 0.0])
-NEGATIVE = np.array([20.0, 98.0, 184.0])
+POSITIVE = np.array([242.0, 135.0, 20.0])
+NEGATIVE = np.array([66.0, 146.0, 230.0])
 LARGEST = 512  # pixels a side; a larger picture is thinned, to keep the page small
 
 
