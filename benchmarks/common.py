@@ -37,10 +37,10 @@ def sst2() -> Path:
     return Path(folder) / "sst2" / "dev.tsv"
 
 
-def text_job(model: TextModel, path: Path, steps: int, limit: int):
+def text_job(model: TextModel, path: Path, steps: int, limit: int, copies: int = 1):
     """Source and explain function of integrated gradients on the predicted class's logit."""
     read = read_texts(path)
-    source = TextSource(read.texts[:limit], None, model)
+    source = TextSource(read.texts[:limit] * copies, None, model)
     method = partial(jxp.integrated_gradients, steps=steps)
     return source, explain_text(model, method, baseline="zeros")
 
