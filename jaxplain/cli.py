@@ -7,7 +7,6 @@ broke off, 2 refused input, 130 interrupted.
 import difflib
 import inspect
 import io
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -17,9 +16,7 @@ from typing import Annotated, Any
 
 import cyclopts
 import jax
-import numpy as np
 from cyclopts import App, Group, Parameter
-from jax.sharding import AxisType, Mesh
 
 import jaxplain
 from jaxplain import models, registry, report
@@ -27,8 +24,8 @@ from jaxplain.models import trained
 from jaxplain.report import api
 from jaxplain.report.view import Survey
 from jaxplain.run import Summary, run
-from jaxplain.run.fingerprint import jsonable, versions
-from jaxplain.run.job import bundled, defaults, prepare
+from jaxplain.run.fingerprint import jsonable
+from jaxplain.run.job import bundled, choose_devices, defaults, free_directory, prepare
 from jaxplain.run.sources import read_texts
 from jaxplain.types import JaxplainError
 
@@ -284,44 +281,6 @@ def read_batch_size(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 1:
         raise JaxplainError(f"--batch-size must be auto or a whole number above 0, not {text!r}")
     return int(text)
-
-
-def choose_devices(count: int | None) -> Mesh | None:
-    """A mesh over the first `count` local devices; None means all of them."""
-    if count is None:
-        return None
-    there = jax.local_devices()
-    if count < 1:
-        raise JaxplainError(f"--devices must be at least 1, not {count}")
-    if count > len(there):
-        hint = ""
-        if there[0].platform == "cpu":
-            hint = f"; for virtual CPU devices, set JAX_NUM_CPU_DEVICES={count} in the environment"
-        raise JaxplainError(
-            f"--devices {count}: there {'is' if len(there) == 1 else 'are'} only {len(there)} "
-            f"({there[0].device_kind}){hint}"
-        )
-    return Mesh(np.asarray(there[:count]), ("data",), axis_types=(AxisType.Auto,))
-
-
-def free_directory(
-    base: Path, configuration: Mapping[str, Any], batch_size: int | str, overwrite: bool
-) -> Path:
-    """The first of `base`, `base-2`, ... that is free or holds this very run."""
-    if overwrite:
-        return base
-    number, path = 1, base
-    while path.exists():
-        try:
-            info = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            same = (info["configuration"], info["plan"]["batch_size"], info["versions"])
-        except (OSError, ValueError, KeyError, TypeError):
-            same = None
-        if same == (configuration, batch_size, versions()):
-            break
-        number += 1
-        path = base.with_name(f"{base.name}-{number}")
-    return path
 
 
 def tell(info: Mapping[str, Any], found: Survey, speed: str | None = None) -> None:

@@ -16,7 +16,7 @@ import pytest
 import jaxplain as jxp
 from jaxplain.run import plan, store
 from jaxplain.run.pipeline import Job, computing
-from tests.test_run import Faulty, explain, files, no_cache, params, sentences
+from tests.test_run import Faulty, explain, files, no_cache, params, same, sentences
 from tests.test_run import go as go_
 
 __all__ = ["no_cache", "params"]  # fixtures
@@ -127,15 +127,24 @@ def test_a_complete_run_is_not_touched(params, tmp_path):
 def test_resumes_on_another_number_of_devices(params, tmp_path):
     out = tmp_path / "r"
     go(explain, params, sentences(), out, batch_size=6, shard_size=12)
-    before = files(out)
+    plans, records = files(out / "plans"), list(jxp.load(out))
     for path in sorted((out / "shards").iterdir())[::2]:
         path.unlink()
-    go(explain, params, sentences(), out, batch_size=6, shard_size=12, mesh=None)  # 8 devices
-    after = files(out)
-    assert before.keys() == after.keys()
-    for name in before:
-        if name.parts[0] == "plans":
-            assert before[name] == after[name]
+    again = go(explain, params, sentences(), out, batch_size=6, shard_size=12, mesh=None)
+    assert 0 < again.resumed < 60 and again.done == 60  # the rest was computed on 8 devices
+    assert files(out / "plans") == plans
+    same(records, jxp.load(out), exact=False)
+
+
+def test_overwriting_spares_what_it_need_not_remove(params, tmp_path):
+    """The same run is resumed, and one that is refused leaves the old one whole."""
+    out = tmp_path / "r"
+    go(explain, params, sentences(), out)
+    before = files(out)
+    assert go(explain, params, sentences(), out, overwrite=True).resumed == 60
+    with pytest.raises(jxp.JaxplainError, match="no example could be read"):
+        go(explain, params, [{"text": "nothing numeric"}], out, overwrite=True)
+    assert files(out) == before and len(jxp.load(out)) == 60
 
 
 def other(params, example, key):

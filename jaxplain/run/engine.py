@@ -68,7 +68,7 @@ def run(
         configuration: anything that JSON holds; kept in run.json, and compared on resuming. So are
             the function, the parameters, the key, the number of examples and up to 256 of them.
         memory_limit: bytes a device that a program may take; default 80% of what is free.
-        overwrite: remove the run that is in `out`, if another one is there.
+        overwrite: remove the run that is in `out`, if it is another one; the same one is resumed.
         progress: show a bar, or plain lines where there is no terminal, on stderr.
 
     Returns:
@@ -103,9 +103,6 @@ def run(
     old = store.read_info(out)  # before anything is made: a directory not ours stays untouched
     with store.lock(out):
         old = store.read_info(out)
-        if overwrite and old is not None:
-            store.clear(out)
-            old = None
         compiler.use_cache()
         choice = "auto" if ragged == "auto" else tuple(ragged)
         like, probes = plan.probe(examples, choice)
@@ -133,6 +130,10 @@ def run(
                 "key": fingerprint.of_key(key),
             },
         }
+        if old is not None and overwrite and fingerprint.differences(old, info):
+            # Only now, when nothing in the new run can be refused any more.
+            store.clear(out)
+            old = None
         if old is not None:
             fingerprint.check_same(out, old, info)
             info["created"] = old["created"]
