@@ -131,7 +131,7 @@ def explain(
     )
     configuration = jsonable(
         {
-            "model": model,
+            "model": job.model.name,
             "data": {
                 "name": "bundled" if data is None else data.name,
                 "sha256": texts.sha256,
@@ -148,7 +148,7 @@ def explain(
         }
     )
     if out is None:
-        names = [Path(model).name, method] + ([] if data is None else [data.stem])
+        names = [job.model.name, method] + ([] if data is None else [data.stem])
         out = free_directory(Path("runs") / "-".join(names), configuration, size, overwrite)
     try:
         summary = run(

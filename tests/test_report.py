@@ -159,7 +159,7 @@ def test_large_gaps_are_told_with_what_to_do():
     records = [text_record(0, gap=0.2), text_record(1)]
     advice = web.advice(view.survey(records, CONFIGURATION, limit=0), CONFIGURATION)
     assert advice is not None
-    assert advice.startswith("1 of 2 examples have a completeness gap above 1%")
+    assert advice.startswith("1 of 2 examples has a completeness gap above 1%")
     assert "raise --steps or choose another --baseline" in advice
     assert advice in Page(render(records)).text
     assert web.advice(view.survey(records[1:], CONFIGURATION, limit=0), CONFIGURATION) is None

@@ -170,7 +170,8 @@ def advice(found: Survey, configuration: Mapping[str, Any]) -> str | None:
     ways = [f"raise --{name}" for name in ("steps", "samples") if name in options]
     ways += ["choose another --baseline"] * ("baseline" in options)
     return (
-        f"{large:,} of {len(found.gaps):,} examples have a completeness gap above {share(LARGE)} "
+        f"{large:,} of {len(found.gaps):,} examples {'has' if large == 1 else 'have'} a "
+        f"completeness gap above {share(LARGE)} "
         f"of |f(x) − f(baseline)|: {' or '.join(ways) or 'take their scores as approximate'}"
     )
 
