@@ -125,3 +125,15 @@ def check_like(name: str, value: PyTree, x: PyTree) -> PyTree:
         return jnp.broadcast_to(v.astype(leaf.dtype), leaf.shape)
 
     return jax.tree_util.tree_map_with_path(fit, value, x)
+
+
+class Split(NamedTuple):
+    """A function's value in two parts that sum to it.
+
+    Attributes:
+        relevant: f's output tree, what came from the chosen group of inputs, in f's units.
+        irrelevant: the same, the rest.
+    """
+
+    relevant: PyTree
+    irrelevant: PyTree

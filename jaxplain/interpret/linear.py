@@ -1,0 +1,245 @@
+"""What linear and selecting primitives do with the parts of a value: the same under every table."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxplain.interpret import rules
+from jaxplain.interpret.parts import NoRule, Operation, Parts, Rules, Value, apart, each, settle
+from jaxplain.types import Array
+
+
+def hold(operation: Operation, *operands: Value) -> list:
+    """The outputs whole, as constants: what is held is not split."""
+    return operation.run([v.total if isinstance(v, Parts) else v for v in operands])
+
+
+def switch(operation: Operation, *operands: Value) -> Any:
+    """Picks from every part the elements that it picks from the total."""
+    totals = [v.total if isinstance(v, Parts) else v for v in operands]
+    parts = [v.relevant if isinstance(v, Parts) else jnp.zeros_like(v) for v in operands]
+    if operation.name == "reduce_max" or operation.name == "reduce_min":
+        return _pick(operation, operands[0])
+    if operation.name == "reduce_window_max":
+        return _pool(operation, operands[0])
+    if operation.name in ("max", "min"):
+        first = totals[0] >= totals[1] if operation.name == "max" else totals[0] <= totals[1]
+        total = operation(*totals)
+        return Parts(jnp.where(first, *jnp.broadcast_arrays(*parts)), total)
+    # The derivative picks the same elements; where two are equal it shares between them.
+    out, moved = jax.jvp(lambda *v: operation.run(list(v)), totals, parts)
+    return [
+        Parts(r, t) if jnp.issubdtype(t.dtype, jnp.inexact) else t
+        for r, t in zip(moved, out, strict=True)
+    ]
+
+
+def _pick(operation: Operation, x: Parts) -> Parts:
+    """Maximum or minimum over axes; of equal elements, the first."""
+    axes = tuple(operation.params["axes"])
+    if not axes:
+        return x
+    kept = [n for n in range(x.total.ndim) if n not in axes]
+
+    def last(v: Array) -> Array:
+        moved = jnp.transpose(v, (*kept, *axes))
+        return moved.reshape(*(v.shape[n] for n in kept), -1)
+
+    best = jnp.argmax if operation.name == "reduce_max" else jnp.argmin
+    index = best(last(x.total), axis=-1)[..., None]
+    return each(lambda v: jnp.take_along_axis(last(v), index, axis=-1)[..., 0], x)
+
+
+def _pool(operation: Operation, x: Parts) -> Parts:
+    """Maximum over windows; of equal elements, the first in reading order."""
+    p = operation.params
+    if any(n != 1 for n in p["base_dilation"]):
+        raise NoRule("dilated max-pooling has no rule: give one for 'reduce_window_max'")
+    size = 1
+    for n in p["window_dimensions"]:
+        size *= n
+    lowest = jnp.asarray(-jnp.inf, x.total.dtype)
+    edges = [(lo, hi, 0) for lo, hi in p["padding"]]
+    total = lax.pad(x.total, lowest, edges)
+    spans = [
+        (n - 1) * d + 1 for n, d in zip(p["window_dimensions"], p["window_dilation"], strict=True)
+    ]
+    counts = [
+        (n - s) // t + 1 for n, s, t in zip(total.shape, spans, p["window_strides"], strict=True)
+    ]
+
+    def views(v: Array) -> Iterable[Array]:
+        """The elements at each place of the window, for all windows at once."""
+        for place in range(size):
+            start, rest = [], place
+            for n, d in zip(p["window_dimensions"][::-1], p["window_dilation"][::-1], strict=True):
+                start.insert(0, rest % n * d)
+                rest //= n
+            stop = [
+                s + (c - 1) * t + 1
+                for s, c, t in zip(start, counts, p["window_strides"], strict=True)
+            ]
+            yield lax.slice(v, start, stop, p["window_strides"])
+
+    best = operation(x.total)
+    taken, picks = jnp.zeros(best.shape, bool), []
+    for view in views(total):
+        picks.append((view == best) & ~taken)
+        taken = taken | picks[-1]
+
+    def picked(v: Array) -> Array:
+        padded = lax.pad(v, jnp.zeros((), v.dtype), edges)
+        out = jnp.zeros(best.shape, v.dtype)
+        for pick, view in zip(picks, views(padded), strict=True):
+            out = jnp.where(pick, view, out)
+        return out
+
+    bias = None if x.bias is None else picked(x.bias)
+    return Parts(picked(x.relevant), best, bias)
+
+
+def _structure(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Any:
+    """Every part moves like the whole."""
+    data = rules.DATA.get(operation.name, slice(None))
+    places = range(len(operands))[data] if isinstance(data, slice) else data
+    controls = [v.total if isinstance(v, Parts) else v for v in operands]
+    if not any(isinstance(operands[n], Parts) for n in places):
+        return operation.run(controls)  # what decides is the total
+    floats = [n for n in places if jnp.issubdtype(total_of(operands[n]).dtype, jnp.inexact)]
+    constant = any(
+        (v.bias is not None) if isinstance(v, Parts) else not zero[n]
+        for n, v in ((n, operands[n]) for n in floats)
+    )
+    belongs = [v.member for n in floats if isinstance(v := operands[n], Parts)]
+
+    def channel(of: Callable[[Value, bool], Array]) -> list:
+        values = list(controls)
+        for n in floats:
+            values[n] = of(operands[n], isinstance(operands[n], Parts))
+        return operation.run(values)
+
+    def nothing(v: Value) -> Array:
+        return jnp.zeros_like(total_of(v))
+
+    relevant = channel(lambda v, is_parts: v.relevant if is_parts else nothing(v))
+    total = channel(lambda v, is_parts: total_of(v))
+    bias = member = [None] * len(total)
+    if constant:
+        bias = channel(
+            lambda v, is_parts: v if not is_parts else nothing(v) if v.bias is None else v.bias
+        )
+    if any(m is not None for m in belongs):
+        member = channel(
+            lambda v, is_parts: nothing(v) if not is_parts or v.member is None else v.member
+        )
+        member = [jnp.abs(m) for m in member] if operation.name == "neg" else member
+    return [Parts(*parts) for parts in zip(relevant, total, bias, member, strict=True)]
+
+
+def total_of(value: Value) -> Array:
+    return value.total if isinstance(value, Parts) else jnp.asarray(value)
+
+
+def _sum(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Parts:
+    """Parts add up; a constant joins the constants."""
+    a, b = operands
+    sign = -1 if operation.name == "sub" else 1
+    total = operation(total_of(a), total_of(b))
+    if isinstance(a, Parts) and isinstance(b, Parts):
+        if table["bias"] is not apart:
+            a, b = settle(a, table), settle(b, table)
+        relevant = operation(a.relevant, b.relevant)
+        known = [v for v in (a.bias, None if b.bias is None else sign * b.bias) if v is not None]
+        joined = [v for v in (a.member, b.member) if v is not None]
+        member = None if not joined else jnp.broadcast_to(reduce(jnp.maximum, joined), total.shape)
+        return Parts(relevant, total, reduce(jnp.add, known) if known else None, member)
+    x, c, place = (a, b, 1) if isinstance(a, Parts) else (b, a, 0)
+    own = sign if place == 0 else 1  # c - x
+    relevant = own * x.relevant if own != 1 else x.relevant
+    bias = None if x.bias is None else own * x.bias
+    if not zero[place]:
+        constant = jnp.broadcast_to(c if place == 0 or sign == 1 else -c, total.shape)
+        constant = constant.astype(total.dtype)
+        bias = constant if bias is None else bias + constant
+    return Parts(jnp.broadcast_to(relevant, total.shape), total, bias, x.member)
+
+
+def _mixing(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Parts:
+    x = operands[0]
+    if table["bias"] is not apart:
+        x = settle(x, table)
+    return each(lambda v: operation(v), x)
+
+
+def _bilinear(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Any:
+    """Linear in one lifted operand; of two, the table's product rule."""
+    a, b = operands
+    if isinstance(a, Parts) and isinstance(b, Parts):
+        if operation.gate is not None:
+            return table["gate"](operation, a, b)
+        if "product" not in table:
+            raise NoRule(f"add one with rules={{**rules, {operation.name!r}: rule}}")
+        if table["bias"] is not apart:
+            a, b = settle(a, table), settle(b, table)
+        return table["product"](operation, a, b)
+    x, left = (a, True) if isinstance(a, Parts) else (b, False)
+    c = total_of(b if left else a)
+    with_constant = (lambda v: operation(v, c)) if left else (lambda v: operation(c, v))
+    if operation.name == "mul":
+        out = each(with_constant, x)
+        member = None if x.member is None else jnp.broadcast_to(x.member, out.total.shape)
+        return out._replace(member=member)
+    if table["bias"] is not apart:
+        x = settle(x, table)
+    out = each(with_constant, x)
+    if x.member is None or operation.name != "dot_general":
+        return out
+    return out._replace(member=_belongs(operation, x.member, left, out.total.shape))
+
+
+def _belongs(operation: Operation, member: Array, left: bool, shape: tuple[int, ...]) -> Array:
+    """Membership of a product's elements: the most of what each was summed over."""
+    contract, batch = operation.params["dimension_numbers"]
+    summed, batched = (contract[0], batch[0]) if left else (contract[1], batch[1])
+    free = [n for n in range(member.ndim) if n not in (*summed, *batched)]
+    most = jnp.transpose(member.max(axis=tuple(summed), keepdims=True), (*batched, *free, *summed))
+    most = most.reshape([member.shape[n] for n in (*batched, *free)])
+    first = len(batched) if left else len(shape) - len(free)
+    places = (*range(len(batched)), *range(first, first + len(free)))
+    return lax.broadcast_in_dim(most, shape, places)
+
+
+def _quotient(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Any:
+    """What a value is divided by comes from its total."""
+    a, b = operands
+    if isinstance(b, Parts):
+        if "normalizer" not in table:
+            raise NoRule(f"add one with rules={{**rules, {operation.name!r}: rule}}")
+        b = b.total
+    if not isinstance(a, Parts):
+        return operation(total_of(a), b)
+    return each(lambda v: operation(v, b), a, member=False)._replace(
+        member=None if a.member is None else jnp.broadcast_to(a.member, a.total.shape)
+    )
+
+
+def _convert(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Any:
+    """Floats to floats in parts; to anything else, held."""
+    if jnp.issubdtype(operation.params["new_dtype"], jnp.inexact):
+        return each(lambda v: operation(v), operands[0], member=True)
+    return hold(operation, *operands)
+
+
+BUILT_IN: Mapping[str, Callable[..., Any]] = {
+    "structure": _structure,
+    "mixing": _mixing,
+    "sum": _sum,
+    "bilinear": _bilinear,
+    "quotient": _quotient,
+    "convert": _convert,
+    "hold": lambda operation, operands, zero, table: hold(operation, *operands),
+}

@@ -1,0 +1,130 @@
+"""Values in parts, and what a rule is told: the vocabulary of all forward rules."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+
+from jaxplain.types import Array, JaxplainError
+
+
+class Parts(NamedTuple):
+    """A value split in two, with the constants in it apart while no rule has split them.
+
+    Attributes:
+        relevant: what came from the chosen group of inputs.
+        total: the value itself.
+        bias: sum of constants that belong to neither part yet; None if there are none. The
+            irrelevant part is `total - relevant - bias`.
+        member: how far the inputs that a value was made of belong to the group, 0 to 1; only kept
+            for tables that ask for it, and until the first product.
+    """
+
+    relevant: Array
+    total: Array
+    bias: Array | None = None
+    member: Array | None = None
+
+    @property
+    def irrelevant(self) -> Array:
+        rest = self.total - self.relevant
+        return rest if self.bias is None else rest - self.bias
+
+
+class Operation(NamedTuple):
+    """What a rule is told of the operation that it splits. Call it to evaluate it on arrays.
+
+    Attributes:
+        name: of the primitive, call or pattern.
+        path: module path, outermost first.
+        params: the primitive's.
+        run: `operands -> outputs`.
+        vanishes: it gives zero where its lifted operand is zero.
+        gate: position of the operand that is an LSTM's output gate, where it is one.
+        inside: `(rules, operands) -> outputs`, the steps of a group or call by a table; None for a
+            primitive.
+    """
+
+    name: str
+    path: str
+    params: Mapping[str, Any]
+    run: Callable[[list], list]
+    vanishes: bool = False
+    gate: int | None = None
+    inside: Callable[..., list] | None = None
+
+    def __call__(self, *operands: Array) -> Any:
+        out = self.run(list(operands))
+        return out[0] if len(out) == 1 else out
+
+
+Value: TypeAlias = Any  # Parts, or an array that does not depend on the signal
+Rule: TypeAlias = Callable[..., Any]
+Rules: TypeAlias = Mapping[str, Any]
+
+
+class Missing(NamedTuple):
+    """A primitive on the signal's path that a table has no rule for.
+
+    Attributes:
+        name: of the primitive.
+        path: module path of its first use; "" outside of any name scope.
+        count: how many times the program uses it there.
+        hint: what to do about it.
+    """
+
+    name: str
+    path: str
+    count: int
+    hint: str
+
+
+class MissingRule(JaxplainError, NotImplementedError):
+    """A primitive on the signal's path has no rule in the table."""
+
+
+def apart(relevant: Array, irrelevant: Array, bias: Array) -> Array:
+    """Constants stay a third part, and none of them is relevant in the end."""
+    return jnp.zeros_like(relevant)
+
+
+def proportional(relevant: Array, irrelevant: Array, bias: Array) -> Array:
+    """Constants are shared in proportion to the size of the two parts; in halves if both are 0."""
+    return bias * share(relevant, irrelevant)
+
+
+def share(relevant: Array, irrelevant: Array) -> Array:
+    """`|relevant| / (|relevant| + |irrelevant|)`, with finite derivatives everywhere."""
+    dtype = jnp.promote_types(relevant.dtype, jnp.float32)
+    own, size = jnp.abs(relevant.astype(dtype)), jnp.abs(irrelevant.astype(dtype))
+    size = size + own
+    # Below, the derivative 1 / size would overflow when squared.
+    some = size > 8 * float(jnp.finfo(dtype).tiny) ** 0.5
+    return jnp.where(some, own / jnp.where(some, size, 1), 0.5).astype(relevant.dtype)
+
+
+def settle(value: Value, rules: Rules) -> Value:
+    """The value without constants apart: the table's rule for them has split them."""
+    if not isinstance(value, Parts) or value.bias is None:
+        return value
+    rest = value.irrelevant
+    # A difference: below its rounding error it is none, and must not take a share.
+    noise = (
+        4
+        * float(jnp.finfo(rest.dtype).eps)
+        * jnp.maximum(jnp.abs(value.total), jnp.abs(value.bias))
+    )
+    rest = jnp.where(jnp.abs(rest) > noise, rest, 0)
+    part = rules["bias"](value.relevant, rest, value.bias)
+    return Parts(value.relevant + part, value.total, None, value.member)
+
+
+def each(op: Callable[[Array], Array], x: Parts, member: bool = False) -> Parts:
+    """A linear operation on every part."""
+    bias = None if x.bias is None else op(x.bias)
+    belongs = op(x.member) if member and x.member is not None else None
+    return Parts(op(x.relevant), op(x.total), bias, belongs)
+
+
+class NoRule(Exception):
+    """A built-in rule met operands that it does not serve."""

@@ -1,0 +1,86 @@
+"""Classes of primitives: what a table of rules says of a class, it says of all of these.
+
+A name in a table comes first, then the class of the primitive. A primitive in no class has no rule
+but one that a table names.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+# Moves, copies or drops elements: every part of a value moves alike.
+STRUCTURE = """
+    broadcast_in_dim concatenate copy copy_p device_put dynamic_slice dynamic_update_slice
+    expand_dims gather neg optimization_barrier pad pcast pvary real imag conj reduce_precision
+    reshape rev select_n sharding_constraint slice split squeeze stop_gradient transpose unstack
+    scatter scatter-add mesh_cast reshard
+""".split()
+# Sums of several elements.
+MIXING = "cumsum reduce_sum reduce_window_sum fft scatter_add convolve psum".split()
+# Linear in each of two operands.
+BILINEAR = "mul dot_general conv_general_dilated".split()
+# A function of one element each. Those with a pole or an edge of their domain near 0 are not here:
+# a part of a value can lie where the value itself never does.
+ELEMENTWISE = """
+    abs acosh asin asinh atan atan2 cbrt ceil clamp cos cosh erf erfc exp exp2 expm1 floor
+    integer_pow is_finite logistic max min nextafter pow rem round sign sin sinh square tan tanh
+    add_any
+""".split()
+# Elementwise too, inside a function of one value that is taken whole.
+WITHIN = """
+    acos and add atanh convert_element_type copy digamma div eq erf_inv ge gt le lgamma log log1p
+    lt mul ne neg not or rsqrt select_n sqrt stop_gradient sub xor reduce_precision copy_p
+""".split()
+# What a value is divided by.
+NORMALIZER = "rsqrt sqrt".split()
+# Picks elements by comparing them.
+SWITCH = """
+    cummax cummin reduce_max reduce_min reduce_window_max reduce_window_min sort top_k
+""".split()
+# No float comes out: what is compared is the total.
+HELD = """
+    and argmax argmin eq ge gt is_finite le lt ne not or reduce_and reduce_or reduce_xor xor
+    population_count
+""".split()
+
+CLASSES: Mapping[str, str] = MappingProxyType(
+    {
+        name: kind
+        for kind, names in (
+            ("structure", STRUCTURE),
+            ("mixing", MIXING),
+            ("bilinear", BILINEAR),
+            ("elementwise", ELEMENTWISE),
+            ("normalizer", NORMALIZER),
+            ("switch", SWITCH),
+            ("hold", HELD),
+        )
+        for name in names
+    }
+    | {"add": "sum", "sub": "sum", "div": "quotient", "convert_element_type": "convert"}
+)
+
+POINTWISE = frozenset((*ELEMENTWISE, *WITHIN))
+
+# Which operands of a structural primitive are data; the rest says what to do with it.
+DATA: Mapping[str, slice | tuple[int, ...]] = MappingProxyType(
+    {
+        "select_n": slice(1, None),
+        "dynamic_slice": (0,),
+        "dynamic_update_slice": (0, 1),
+        "gather": (0,),
+        "scatter": (0, 2),
+        "scatter-add": (0, 2),
+        "scatter_add": (0, 2),
+    }
+)
+
+# Zero of nothing but zeros, or of one zero among its operands.
+KEEPS_ZERO = frozenset(
+    """
+    abs add asin asinh atan broadcast_in_dim cbrt ceil concatenate convert_element_type copy copy_p
+    cumsum dot_general erf expand_dims expm1 floor gather log1p max min mul neg pad real reduce_max
+    reduce_precision reduce_sum reshape rev round select_n sign sin sinh slice split sqrt square
+    squeeze stop_gradient sub tan tanh transpose unstack relu
+    """.split()
+)
+ABSORBS_ZERO = frozenset({"mul", "dot_general", "conv_general_dilated"})
