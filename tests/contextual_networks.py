@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxplain as jxp
-
 # Names of the parameters and their shapes are torch's; the LSTM's gates are in its order, i f g o.
 LSTMS = {"16": (16, 8, 10), "128": (128, 32, 12)}  # hidden, embedding, words
 BERT = {"width": 32, "inner": 48, "heads": 4, "layers": 2, "tokens": 8, "classes": 3}
@@ -69,7 +67,7 @@ def lstm(p, x):
         bias = p["bias_ih_l0"] + p["bias_hh_l0"]
         i, f, g, o = jnp.split(p["weight_ih_l0"] @ token + p["weight_hh_l0"] @ h + bias, 4)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        return (jxp.hold(jax.nn.sigmoid(o)) * jnp.tanh(c), c), None
+        return (jax.nn.sigmoid(o) * jnp.tanh(c), c), None
 
     zero = jnp.zeros(p["weight_hh_l0"].shape[1], x.dtype)
     return p["out"] @ jax.lax.scan(cell, (zero, zero), x)[0][0]

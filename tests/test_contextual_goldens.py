@@ -15,12 +15,17 @@ import pytest
 
 import jaxplain as jxp
 from tests import contextual_networks as networks
+from tests.helpers import quick_compile
 
 GOLDENS = Path(__file__).parent / "goldens"
 
 # Of float32 and of float64 runs of one computation: rounding, some tens of sums deep. Two rules
 # that differ are 1e-3 apart here, and more.
 TOLERANCE = {"f4": 1e-5, "f8": 1e-10}
+# Of BERT in either dtype: the published shares of a bias are |r| / (|r| + |i| + 1e-8), which keeps
+# the published parts from summing to f.
+SHARED = 1e-5
+SIDES = ("relevant", "irrelevant")
 
 
 def stored(name):
@@ -31,10 +36,7 @@ def stored(name):
 def equal(got, relevant, irrelevant, tolerance):
     """Both parts, to `tolerance` of the larger of 1 and the largest number in either."""
     scale = max(1.0, np.abs(relevant).max(), np.abs(irrelevant).max())
-    for name, mine, theirs in (
-        ("relevant", got[0], relevant),
-        ("irrelevant", got[1], irrelevant),
-    ):
+    for name, mine, theirs in zip(SIDES, got, (relevant, irrelevant), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
@@ -61,46 +63,27 @@ def mnist():
     return partial(networks.mnist, params), golden
 
 
-@pytest.mark.parametrize("name", networks.CNNS)
-def test_a_ported_cnn_is_torchs(name):
-    f, x, golden = cnn(name, "f4")
-    np.testing.assert_allclose(jax.jit(f)(x), golden[f"{name}_f4_logits"], atol=1e-5)
-
-
-@pytest.mark.parametrize("size", networks.LSTMS)
-def test_a_ported_lstm_is_torchs(size):
-    p = cast(networks.draw_lstm(size), "f4")
-    got = jax.jit(networks.lstm)(p, p["words"]) + p["out_bias"]
-    np.testing.assert_allclose(got, stored("lstm")[f"{size}_f4_logits"], atol=1e-5)
-
-
-@pytest.mark.parametrize("case", ["whole", "padded"])
-def test_a_ported_bert_is_torchs(case):
-    golden = stored("bert")
-    p = cast(networks.draw_bert(), "f4")
-    got = jax.jit(networks.bert)(p, golden[f"{case}_attend"], golden[f"{case}_f4_x"])
-    np.testing.assert_allclose(got["logits"], golden[f"{case}_f4_logits"], atol=1e-5)
-
-
-def test_the_ported_mnist_network_is_torchs():
-    f, golden = mnist()
-    np.testing.assert_allclose(f(golden["x"]), golden["logits"][0], atol=1e-5)
+def scores(f, x, masks, rules):
+    """Both parts of f(x), for all groups."""
+    with quick_compile():
+        return jax.jit(lambda x, masks: jxp.group_scores(f, x, masks, rules=rules))(x, masks)
 
 
 @pytest.mark.parametrize("name", networks.CNNS)
 def test_cd_acd_is_the_published_on_residual_networks(name):
-    f, x, golden = cnn(name, "f4")
-    masks = golden[f"{name}_masks"][:, None]
-    got = jax.jit(lambda x, masks: jxp.group_scores(f, x, masks, rules=jxp.CD_ACD))(x, masks)
-    equal(got, golden[f"{name}_f4_relevant"], golden[f"{name}_f4_irrelevant"], TOLERANCE["f4"])
+    check_cnn(name, "f4")
 
 
 @pytest.mark.parametrize("name", networks.CNNS)
 def test_cd_acd_in_float64(x64, name):
-    f, x, golden = cnn(name, "f8")
-    masks = golden[f"{name}_masks"][:, None]
-    got = jax.jit(lambda x, masks: jxp.group_scores(f, x, masks, rules=jxp.CD_ACD))(x, masks)
-    equal(got, golden[f"{name}_f8_relevant"], golden[f"{name}_f8_irrelevant"], TOLERANCE["f8"])
+    check_cnn(name, "f8")
+
+
+def check_cnn(name, key):
+    f, x, golden = cnn(name, key)
+    got = scores(f, x, golden[f"{name}_masks"][:, None], jxp.CD_ACD)
+    equal(got, *(golden[f"{name}_{key}_{side}"] for side in SIDES), TOLERANCE[key])
+    np.testing.assert_allclose(sum(got)[0], golden[f"{name}_{key}_logits"], atol=TOLERANCE[key])
 
 
 def test_cd_acd_is_the_published_on_its_mnist_network():
@@ -108,65 +91,67 @@ def test_cd_acd_is_the_published_on_its_mnist_network():
     names = ("full", "top", "tile")
     masks = np.stack([golden[f"mask_{name}"] for name in names])[:, None]
     x = jnp.asarray(golden["x_noise"])  # no two numbers of a pooling window are equal
-    got = jax.jit(lambda x, masks: jxp.group_scores(f, x, masks, rules=jxp.CD_ACD))(x, masks)
+    got = scores(f, x, masks, jxp.CD_ACD)
     relevant, irrelevant = (
         np.concatenate([golden[f"{side}_{name}"] for name in names]) for side in ("nrel", "nirr")
     )
     equal(got, relevant, irrelevant, TOLERANCE["f4"])
 
 
-def lstm_scores(size, key, mode):
-    p, golden = cast(networks.draw_lstm(size), key), stored("lstm")
-    spans = golden[f"{size}_spans"]
-    positions = np.arange(len(p["words"]))
-    masks = (spans[:, :1] <= positions) & (positions <= spans[:, 1:])
-    f, rules = partial(networks.lstm, p), jxp.lstm_rules(bias_product=mode)
-    got = jax.jit(lambda x, masks: jxp.group_scores(f, x, masks, rules=rules))(
-        p["words"], masks[:, :, None]
-    )
-    equal(
-        got,
-        golden[f"{size}_{key}_{mode}_relevant"],
-        golden[f"{size}_{key}_{mode}_irrelevant"],
-        TOLERANCE[key],
-    )
-
-
 @pytest.mark.parametrize("mode", ["inclusive", "exclusive"])
 @pytest.mark.parametrize("size", networks.LSTMS)
 def test_lstm_rules_are_the_published(size, mode):
-    lstm_scores(size, "f4", mode)
+    check_lstm(size, "f4", mode)
 
 
 @pytest.mark.parametrize("mode", ["inclusive", "exclusive"])
 @pytest.mark.parametrize("size", networks.LSTMS)
 def test_lstm_rules_in_float64(x64, size, mode):
-    lstm_scores(size, "f8", mode)
+    check_lstm(size, "f8", mode)
 
 
-def bert_scores(case, key, variant):
-    golden, p = stored("bert"), cast(networks.draw_bert(), key)
-    rules = {"basic": jxp.CD_TRANSFORMER, "query_key": jxp.CD_TRANSFORMER_QK}[variant]
-    attend = jnp.asarray(golden[f"{case}_attend"])
-    masks = golden[f"{case}_masks"][:, :, None]
-    f = partial(networks.bert, p, attend)
-    got = jax.jit(lambda x, masks: jxp.group_scores(f, x, masks, rules=rules))(
-        cast(golden[f"{case}_{key}_x"], key), masks
+def check_lstm(size, key, mode):
+    p, golden = cast(networks.draw_lstm(size), key), stored("lstm")
+    spans, place = golden[f"{size}_spans"], np.arange(len(p["words"]))
+    masks = (spans[:, :1] <= place) & (place <= spans[:, 1:])
+    got = scores(
+        partial(networks.lstm, p), p["words"], masks[:, :, None], jxp.lstm_rules(bias_product=mode)
     )
-    stacked = [jnp.stack(part["layers"], 1) for part in got]
-    # Published shares are |r| / (|r| + |i| + 1e-8): in either dtype the sums are 1e-7 from f.
-    sides = [f"{case}_{variant}_{side}_layers" for side in ("relevant", "irrelevant")]
-    equal(stacked, golden[sides[0]], golden[sides[1]], TOLERANCE["f4"])
-    sides = [f"{case}_{key}_{variant}_{side}" for side in ("relevant", "irrelevant")]
-    equal([part["logits"] for part in got], golden[sides[0]], golden[sides[1]], TOLERANCE["f4"])
+    equal(got, *(golden[f"{size}_{key}_{mode}_{side}"] for side in SIDES), TOLERANCE[key])
+    logits = sum(got)[0] + p["out_bias"]  # the published scores leave this bias out
+    np.testing.assert_allclose(logits, golden[f"{size}_{key}_logits"], atol=TOLERANCE[key])
 
 
 @pytest.mark.parametrize("variant", ["basic", "query_key"])
-@pytest.mark.parametrize("case", ["whole", "padded"])
-def test_transformer_rules_are_the_published(case, variant):
-    bert_scores(case, "f4", variant)
+def test_transformer_rules_are_the_published(variant):
+    check_bert(variant, "f4")
 
 
 @pytest.mark.parametrize("variant", ["basic", "query_key"])
 def test_transformer_rules_in_float64(x64, variant):
-    bert_scores("whole", "f8", variant)
+    check_bert(variant, "f8")
+
+
+def check_bert(variant, key):
+    """Every layer's output and the logits, of whole and of padded text, by one program."""
+    golden, p = stored("bert"), cast(networks.draw_bert(), key)
+    rules = {"basic": jxp.CD_TRANSFORMER, "query_key": jxp.CD_TRANSFORMER_QK}[variant]
+
+    @jax.jit
+    def explain(attend, x, masks):
+        f = lambda x: networks.bert(p, attend, x)
+        return jxp.group_scores(f, x, masks, rules=rules)
+
+    for case in ("whole", "padded"):
+        groups = golden[f"{case}_masks"]
+        masks = np.resize(groups, (4, groups.shape[1], 1))  # the only group of `padded`, 4 times
+        with quick_compile():
+            got = explain(golden[f"{case}_attend"], cast(golden[f"{case}_{key}_x"], key), masks)
+        got = jax.tree.map(lambda v, groups=groups: np.asarray(v)[: len(groups)], got)
+        layers = [np.stack(part["layers"], 1) for part in got]
+        wanted = (golden[f"{case}_{variant}_{side}_layers"] for side in SIDES)
+        equal(layers, *wanted, SHARED)
+        wanted = (golden[f"{case}_{key}_{variant}_{side}"] for side in SIDES)
+        logits = [part["logits"] for part in got]
+        equal(logits, *wanted, SHARED)
+        np.testing.assert_allclose(sum(logits)[0], golden[f"{case}_{key}_logits"], atol=SHARED)

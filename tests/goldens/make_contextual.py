@@ -203,8 +203,8 @@ class Sentiment(nn.Module):
         self.embed = nn.Embedding(words + 1, embedding)  # nothing is word 0
         self.lstm = nn.LSTM(embedding, self.hidden_dim)
         self.hidden_to_label = nn.Linear(self.hidden_dim, 2)
-        self.embed.weight[1:] = torch.tensor(p["words"])
         self.to(dtype)
+        self.embed.weight[1:] = torch.tensor(p["words"])
         self.lstm.load_state_dict({k: torch.tensor(v) for k, v in p.items() if k.endswith("_l0")})
         self.hidden_to_label.weight[:] = torch.tensor(p["out"])
         self.hidden_to_label.bias[:] = torch.tensor(p["out_bias"])
