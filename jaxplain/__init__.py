@@ -1,6 +1,7 @@
 """Certified explanations of any JAX function, at dataset scale."""
 
 from jaxplain import baselines as baselines
+from jaxplain import transformed as transformed
 from jaxplain.interpret.parts import Missing as Missing
 from jaxplain.interpret.parts import MissingRule as MissingRule
 from jaxplain.methods import contextual as contextual
