@@ -76,8 +76,9 @@ def checked(score: Score, chunk: int, n: int) -> tuple[Score, jnp.dtype]:
 def fill(call: Score, masks: Callable, wanted: Array, values: Array, chunk: int) -> Array:
     """Score the wanted places of `values`, `chunk` at a time: cost follows how many there are."""
     size = wanted.shape[0]
-    (rows,) = jnp.nonzero(wanted, size=-(-size // chunk) * chunk, fill_value=size)
-    total = jnp.sum(wanted)
+    rows = jnp.sort(jnp.where(wanted, jnp.arange(size, dtype=jnp.int32), size))
+    rows = jnp.pad(rows, (0, -size % chunk), constant_values=size)
+    total = jnp.sum(wanted, dtype=jnp.int32)
 
     def step(state):
         start, values = state
@@ -125,7 +126,9 @@ def join(tree: Tree, group: Array, level: Array) -> Tree:
     low = jnp.full(n, 2 * n, jnp.int32).at[group].min(tree.top)
     high = jnp.zeros(n, jnp.int32).at[group].max(tree.top)
     new = low < high
-    node = (n + tree.count + jnp.cumsum(new) - 1).astype(jnp.int32)[group]
+    unit = jnp.arange(n)
+    before = jnp.sum(new[None] & (unit[None] < unit[:, None]), axis=1, dtype=jnp.int32)
+    node = (n + tree.count + before)[group]
     joins = new[group]
     return tree._replace(
         top=jnp.where(joins, node, tree.top),
@@ -136,47 +139,54 @@ def join(tree: Tree, group: Array, level: Array) -> Tree:
 
 
 def merge_pairs(call: Score, end: State, chunk: int) -> tuple[Tree, Array]:
-    """Join the best pair of groups until one is left."""
+    """Join the best pair of groups until one is left; each turn scores one group's pairs, or joins.
+
+    Returns:
+        The whole tree, and whether every score is finite.
+    """
     n = end.group.shape[0]
-    unit = jnp.arange(n)
-    ahead = unit[:, None] < unit[None]
+    unit = jnp.arange(n, dtype=jnp.int32)
 
-    def pairs(group):
-        root = end.selected & (group == unit)
-        return root[:, None] & root[None] & ahead
+    class Turn(NamedTuple):
+        group: Array  # [N] as in State
+        root: Array  # [N] smallest units of the groups that are left
+        todo: Array  # [N] of those, the ones whose pairs have no score yet
+        union: Array  # [N, N] score of each pair, at their smallest units
+        tree: Tree
+        level: Array
+        sound: Array
 
-    def step(state):
-        group, wanted, values, tree, level, sound = state
+    def score(t: Turn) -> Turn:
+        one = jnp.argmax(t.todo)
 
         def masks(row):
-            a, b = row // n, row % n
-            return (group[None] == a[:, None]) | (group[None] == b[:, None])
+            return (t.group == one)[None] | (t.group[None] == row[:, None])
 
-        live = pairs(group)
-        values = fill(call, masks, wanted, values, chunk)
-        sound &= jnp.all(~wanted | jnp.isfinite(values))
-        union = values.reshape(n, n)
-        own = tree.score[tree.top]
-        gain = jnp.where(live, union - jnp.maximum(own[:, None], own[None]), -jnp.inf)
-        best = jnp.argmax(gain)
+        wanted = t.root & ~t.todo
+        row = fill(call, masks, wanted, t.union[one], chunk)
+        union = t.union.at[one].set(row)
+        union = union.at[:, one].set(jnp.where(wanted, row, union[:, one]))
+        sound = t.sound & jnp.all(~wanted | jnp.isfinite(row))
+        return t._replace(todo=t.todo & (unit != one), union=union, sound=sound)
+
+    def join_best(t: Turn) -> Turn:
+        own = t.tree.score[t.tree.top]
+        pair = t.root[:, None] & t.root[None] & (unit[:, None] < unit[None])
+        gain = jnp.where(pair, t.union - jnp.maximum(own[:, None], own[None]), -jnp.inf)
+        best = jnp.argmax(gain).astype(jnp.int32)
         a, b = best // n, best % n
-        group = jnp.where((group == b) & sound, a.astype(group.dtype), group)
-        tree = join(tree, group, level + 1)
-        tree = tree._replace(
-            score=tree.score.at[tree.top[a]].set(jnp.where(sound, union[a, b], own[a]))
-        )
-        wanted = pairs(group) & ((unit == a)[:, None] | (unit == a)[None])
-        return group, wanted.ravel(), values, tree, level + 1, sound
+        group = jnp.where(t.group == b, a, t.group)
+        tree = join(t.tree, group, t.level + 1)
+        tree = tree._replace(score=tree.score.at[tree.top[a]].set(t.union[a, b]))
+        root = t.root & (unit != b)
+        return t._replace(group=group, root=root, todo=unit == a, tree=tree, level=t.level + 1)
 
-    start = pairs(end.group).ravel()
-    state = (
-        end.group,
+    root = end.selected & (end.group == unit)
+    union = jnp.zeros((n, n), end.values.dtype)
+    start = Turn(end.group, root, root, union, end.tree, jnp.max(end.tree.level), end.sound)
+    last = jax.lax.while_loop(
+        lambda t: t.sound & (jnp.sum(t.root) > 1),
+        lambda t: jax.lax.cond(jnp.any(t.todo), score, join_best, t),
         start,
-        jnp.zeros(n * n, end.values.dtype),
-        end.tree,
-        jnp.max(end.tree.level),
-        end.sound,
     )
-    more = lambda s: s[5] & jnp.any(pairs(s[0]))
-    end_state = jax.lax.while_loop(more, step, state)
-    return end_state[3], end_state[5]
+    return last.tree, last.sound
