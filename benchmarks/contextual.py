@@ -109,6 +109,8 @@ def differ(got: Any, want: Any) -> float:
 
 
 def against(name: str, ours: Callable, theirs: Callable, error: float, options: Any) -> None:
+    import torch  # pyright: ignore
+
     a, b = paired([ours, theirs], options.repeats)
     ratio = median_ratio(b, a)
     report(
@@ -119,6 +121,7 @@ def against(name: str, ours: Callable, theirs: Callable, error: float, options: 
         jaxplain_s=float(np.median(a)),
         published_s=float(np.median(b)),
         largest_difference=f"{error:.1e}",
+        torch_threads=torch.get_num_threads(),
     )
 
 
@@ -231,7 +234,7 @@ def spans_cost(options: Any) -> None:
 TASKS = {f.__name__: f for f in (tiles, spans, hierarchy, tiles_cost, spans_cost)}
 
 
-def prepare() -> None:
+def prepare(threads: int) -> None:
     np.int = int  # pyright: ignore  # which numpy no longer has, and acd still uses
     try:
         import acd.agglomeration.agg_1d  # pyright: ignore  # noqa: F401
@@ -242,15 +245,17 @@ def prepare() -> None:
             "and pip install --no-deps acd==0.0.2"
         )
     torch.set_grad_enabled(False)
+    if threads:
+        torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", "All-NaN slice")  # the end of agg_1d, every time
 
 
 def main() -> None:
-    options = parse(__doc__ or "", task="all", words=20, chunk=64, repeats=5)
+    options = parse(__doc__ or "", task="all", words=20, chunk=64, threads=0, repeats=5)
     if options.task != "all" and options.task not in TASKS:
         sys.exit(f"--task is one of: all, {', '.join(TASKS)}")
     if not options.task.endswith("_cost"):
-        prepare()
+        prepare(options.threads)
     missed = False
     for name, task in TASKS.items():
         if options.task in ("all", name):
