@@ -61,11 +61,15 @@ def last(phi, p):
 
 def shapley(phi, p, tie=0.5):
     """The mean of coming first and coming last; phi(0) goes to the parts as a bias does."""
+    return plus(apart(phi, p), phi(np.zeros_like(p.rel)), tie)
+
+
+def apart(phi, p):
+    """What the parts add to phi(0): the mean of coming first and coming last."""
     zero = phi(np.zeros_like(p.rel))
     rel = (phi(p.rel) - zero + phi(p.total) - phi(p.irr)) / 2
     irr = (phi(p.irr) - zero + phi(p.total) - phi(p.rel)) / 2
-    part = share(p, tie)
-    return Parts(rel + part * zero, irr + (1 - part) * zero)
+    return Parts(rel, irr)
 
 
 def times(a, b):
@@ -206,19 +210,17 @@ def murdoch(variables, x, start, stop, bias_product="inclusive"):
 def gru(variables, x, mask):
     """Two-part Shapley values all through a `GRUCell`.
 
-    Before the first word the state is zero, which no part has: a bias added to it is irrelevant
-    or not as the parts of the first word are, which is as if it were added to the word's.
+    In 1 - z, the 1 and the sigmoid's value at zero are one constant.
     """
     cell, head = variables["params"]["cell"], variables["params"]["Dense_0"]
     h = Parts(*(np.zeros(head["kernel"].shape[0]) for _ in "ri"))
     for t in range(len(x)):
         word = masked(x[t], mask[t])
-        gate = lambda phi, name, more, word=word: shapley(
-            phi, each(np.add, dense(word, cell[f"i{name}"]), more)
-        )
-        r, z = (gate(sigmoid, name, dense(h, cell[f"h{name}"])) for name in "rz")
-        n = gate(np.tanh, "n", times(r, dense(h, cell["hn"])))
-        kept = plus(each(np.negative, z), 1.0)
+        before = lambda name, more, word=word: each(np.add, dense(word, cell[f"i{name}"]), more)
+        r = shapley(sigmoid, before("r", dense(h, cell["hr"])))
+        open_parts = apart(sigmoid, before("z", dense(h, cell["hz"])))
+        z, kept = plus(open_parts, 0.5), plus(each(np.negative, open_parts), 0.5)
+        n = shapley(np.tanh, before("n", times(r, dense(h, cell["hn"]))))
         h = each(np.add, times(kept, n), times(z, h))
     return dense(h, head)
 

@@ -183,7 +183,7 @@ def test_a_primitive_without_a_rule_is_named_with_its_place_and_the_cure(odd, ta
         NotImplementedError,
         "lgamma",
         "strange",
-        '"lgamma":',
+        "'lgamma':",
         "rules",
         f=f,
         x=x,
@@ -240,8 +240,9 @@ def test_groups_of_masks_that_do_not_fit_are_refused():
         {"a": jnp.ones((4, 2)), "b": jnp.ones((4, 2))},
         {"a": jnp.ones(()), "b": jnp.ones(())},
     ):
-        with pytest.raises(JaxplainError, match=r"^masks.*[^\n]$"):
+        with pytest.raises(JaxplainError, match=r"^mask") as caught:
             jxp.group_scores(f, x, masks)
+        assert "\n" not in str(caught.value)
     for chunk in (0, -1, 2.5):
         with pytest.raises(JaxplainError, match="chunk"):
             jxp.group_scores(f, x, {"a": jnp.ones((4, 3)), "b": jnp.ones((4, 2))}, chunk=chunk)
