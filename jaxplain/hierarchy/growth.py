@@ -55,7 +55,7 @@ def agglomerate(
     adjacency: Array | np.ndarray,
     *,
     borders: Array | np.ndarray | None = None,
-    valid: Array | None = None,
+    valid: Array | np.ndarray | None = None,
     order: str = "paper",
     percentile: Percentile = 90.0,
     magnitude: bool = False,
@@ -223,8 +223,9 @@ PAPER_TEXT: Mapping[str, Any] = MappingProxyType({"percentile": 90.0, "magnitude
 PAPER_IMAGES: Mapping[str, Any] = MappingProxyType(
     {"percentile": 95.0, "max_levels": 5, "merge": True}
 )
+# The published figures stop after 25 levels, which leaves words of long sentences out.
 PUBLISHED_TEXT: Mapping[str, Any] = MappingProxyType(
-    {"order": "published", "percentile": last_five(99.5), "magnitude": True, "max_levels": 25}
+    {"order": "published", "percentile": last_five(99.5), "magnitude": True}
 )
 
 

@@ -63,7 +63,7 @@ def to_tree(hierarchy: Hierarchy, labels: Sequence[str] | None = None) -> dict[s
 
     Returns:
         `roots`: what is in no group, each a node; `left`: the units that no level selected. A unit
-        is `{"unit", "label", "score", "level"}`, a group `{"units", "score", "level",
+        is `{"unit", "label", "score", "level"}`, a group `{"units", "label", "score", "level",
         "children"}`, children in the order of their first units.
 
     Raises:
@@ -80,6 +80,7 @@ def to_tree(hierarchy: Hierarchy, labels: Sequence[str] | None = None) -> dict[s
     nodes: list[dict[str, Any]] = [
         {
             "units": np.flatnonzero(held[g]).tolist(),
+            **({} if labels is None else {"label": " ".join(np.asarray(labels)[held[g]])}),
             "score": float(h.scores[g]),
             "level": int(h.level[g]),
             "children": [],
