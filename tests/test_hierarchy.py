@@ -3,6 +3,7 @@
 import functools
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def slow(
     score, touch, borders, *, percentile: Any, order, magnitude, last, smooth=None, merge=False
 ):
     """Algorithm 1 with a queue of (priority, unit, the group that it would extend)."""
-    n, smooth = len(touch), more.get("smooth")
+    n = len(touch)
     selected, found, unit_level = set(), {}, np.zeros(n, int)
     groups = []
     queue = [(score({u}), u, None) for u in range(n)]
@@ -126,7 +127,7 @@ def slow(
         if not queue:
             break
         strength = np.array([abs(e[0]) if magnitude else e[0] for e in queue])
-        q = float(percentile(len(queue)) if callable(percentile) else percentile)
+        q = percentile(len(queue)) if isinstance(percentile, Callable) else percentile
         new = {
             e[1]
             for e, s in zip(queue, strength, strict=True)
@@ -152,7 +153,7 @@ def slow(
                     if entry not in queue:
                         queue.append(entry)
     level = max([0, *unit_level, *(v[1] for v in found.values())])
-    while more.get("merge") and len(groups) > 1:
+    while merge and len(groups) > 1:
         level += 1
         pairs = [(a, b) for i, a in enumerate(groups) for b in groups[i + 1 :]]
         gains = [score(a | b) - max(score(a), score(b)) for a, b in pairs]
