@@ -14,6 +14,7 @@ from jaxplain.hierarchy.growth import published_images as published_images
 from jaxplain.hierarchy.scores import build_up_score as build_up_score
 from jaxplain.hierarchy.scores import class_difference as class_difference
 from jaxplain.hierarchy.scores import occlusion_score as occlusion_score
+from jaxplain.hierarchy.scores import tabulated as tabulated
 from jaxplain.hierarchy.tree import components_at as components_at
 from jaxplain.hierarchy.tree import heights as heights
 from jaxplain.hierarchy.tree import members as members

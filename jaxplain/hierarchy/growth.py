@@ -62,7 +62,7 @@ def agglomerate(
     smooth: int | None = None,
     max_levels: int | None = None,
     merge: bool = False,
-    chunk: int = 16,
+    chunk: int | None = None,
 ) -> Hierarchy:
     """Agglomerative contextual decomposition: grow groups of units from the strongest ones.
 
@@ -88,7 +88,8 @@ def agglomerate(
         max_levels: levels at most; default until every unit is selected, at most N.
         merge: then join the remaining groups pair by pair, touching or not, each time the pair
             of largest score(union) - max(score of either). Takes N^2 floats.
-        chunk: groups scored at once. A level costs what its new groups cost, rounded up to this.
+        chunk: groups scored at once: a level costs what its new groups cost, rounded up to this.
+            Default 4 where no unit has more than 2 neighbours, 32 otherwise.
 
     Returns:
         A `Hierarchy`, scores in score's units, float32 or wider. Of each level, only what changed
@@ -129,7 +130,8 @@ def agglomerate(
     last = n if max_levels is None else min(check_positive("max_levels", max_levels), n)
     paper, width = order == "paper", 1 + degree
     rank = jnp.asarray(ranks(percentile, n * width if paper else n))
-    call, kind = checked(score, check_positive("chunk", chunk), n)
+    chunk = check_positive("chunk", (4 if degree <= 2 else 32) if chunk is None else chunk)
+    call, kind = checked(score, chunk, n)
     unit = jnp.arange(n, dtype=jnp.int32)
 
     def grow(s: State) -> State:
