@@ -6,7 +6,7 @@ then scores the 51 coefficients of 500 test signals, and errs where another coef
 comes out largest.
 
 All methods are scored alike: the function explained is the logit of "above" minus that of "below",
-and a coefficient's score is the signed sum of those of its two parts. A signal is an error where the
+and a coefficient's score is the signed sum of those of its two parts. A method errs where the
 largest score is another's than coefficient 12 (which one speaks most for "above"?), the paper's
 reading for contextual decomposition; and, in another column, where the largest magnitude is.
 

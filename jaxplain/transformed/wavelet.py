@@ -13,7 +13,7 @@ from jaxplain.transformed.domain import Transform
 from jaxplain.types import Array, JaxplainError, check_positive
 
 Mode: TypeAlias = Literal["periodization", "periodic", "zero"]
-Filters: TypeAlias = str | Sequence[Any]
+Filters: TypeAlias = str | Sequence[Any] | np.ndarray
 
 
 def wavelets(
