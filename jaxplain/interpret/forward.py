@@ -23,8 +23,9 @@ from jaxplain.interpret.parts import (
     Value,
     apart,
     settle,
+    splits_early,
 )
-from jaxplain.types import PyTree
+from jaxplain.types import Array, PyTree
 
 
 class _Walk(NamedTuple):
@@ -39,6 +40,7 @@ def decompose(
     x: PyTree,
     relevant: PyTree,
     member: PyTree | None,
+    size: Array,
     rules: Rules,
     missing: Callable[[Step, str], None],
 ) -> PyTree:
@@ -47,6 +49,7 @@ def decompose(
     Args:
         relevant: x's tree, the part of x that is relevant.
         member: x's tree, or None.
+        size: `[]` how much of x is relevant, 0 to 1.
         missing: called where the table has no rule; raises, or returns to go on with all held.
     """
     program, tree = trace(f, (x,), _whole(rules))
@@ -57,8 +60,8 @@ def decompose(
             jax.tree.leaves(relevant), jax.tree.leaves(x), members, strict=True
         )
     ]
-    out = _forward(program, values, _Walk(rules, missing))
-    return jax.tree.unflatten(tree, [_settled(v, rules) for v in out])
+    out = _forward(program, values, _Walk({**rules, "size": size}, missing))
+    return jax.tree.unflatten(tree, [_settled(v, {**rules, "size": size}) for v in out])
 
 
 def refuse(rules: Rules) -> Callable[[Step, str], None]:
@@ -89,7 +92,7 @@ def _settled(value: Value, rules: Rules) -> Parts:
         value = jnp.asarray(value)
         return Parts(jnp.zeros_like(value), value)
     value = settle(value, rules)
-    return Parts(value.relevant, value.total)
+    return Parts(value.relevant, value.signal)
 
 
 def _forward(program: Program, values: list, walking: _Walk, regroup: bool = True) -> list:
@@ -102,7 +105,7 @@ def _forward(program: Program, values: list, walking: _Walk, regroup: bool = Tru
     gates = patterns.output_gates(program, touched) if "gate" in walking.rules else {}
     pending: dict[int, str] = {}  # where the constants that are still apart were added
     known = dict(program.constants) | dict(zip(program.inputs, values, strict=True))
-    split = walking.rules["bias"] is not apart
+    split = splits_early(walking.rules)
 
     for step in program.steps:
         operands = [known[i] for i in step.inputs]
@@ -265,12 +268,13 @@ def _carried(value: Value, lift: bool, has_bias: bool, table: Rules) -> Value:
         return value.total if isinstance(value, Parts) else value
     if not isinstance(value, Parts):
         value = jnp.asarray(value)
-        return Parts(jnp.zeros_like(value), value, value if has_bias else None)
+        nothing = jnp.zeros_like(value)
+        return Parts(nothing, nothing, value) if has_bias else Parts(nothing, value)
     if not has_bias:
         return _settled(value, table)
     value = value if table["bias"] is apart else settle(value, table)
     bias = jnp.zeros_like(value.total) if value.bias is None else value.bias
-    return Parts(value.relevant, value.total, bias)
+    return Parts(value.relevant, value.signal, bias)
 
 
 def _cond(step: Step, operands: list, zero: list[bool], walking: _Walk) -> list:
@@ -313,5 +317,5 @@ def survey(f: Callable[..., PyTree], x: PyTree, rules: Rules) -> list[Missing]:
         count = found[key].count if key in found else 0
         found[key] = Missing(*key, count + 1, hint)
 
-    jax.eval_shape(lambda v: decompose(f, v, v, None, rules, note), x)
+    jax.eval_shape(lambda v: decompose(f, v, v, None, jnp.ones(()), rules, note), x)
     return list(found.values())

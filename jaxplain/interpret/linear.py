@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxplain.interpret import rules
-from jaxplain.interpret.parts import NoRule, Operation, Parts, Rules, Value, apart, each, settle
+from jaxplain.interpret.parts import (
+    NoRule,
+    Operation,
+    Parts,
+    Rules,
+    Value,
+    apart,
+    each,
+    settle,
+    splits_early,
+)
 from jaxplain.types import Array
 
 
@@ -85,21 +95,20 @@ def _pool(operation: Operation, x: Parts) -> Parts:
             ]
             yield lax.slice(v, start, stop, p["window_strides"])
 
-    best = operation(x.total)
-    taken, picks = jnp.zeros(best.shape, bool), []
-    for view in views(total):
-        picks.append((view == best) & ~taken)
-        taken = taken | picks[-1]
+    # Not by equality with the maximum: compilers may round copies of one value differently.
+    first, *others = views(total)
+    best, place = first, jnp.zeros(first.shape, jnp.int32)
+    for n, view in enumerate(others, 1):
+        place = jnp.where(view > best, n, place)
+        best = jnp.maximum(best, view)
 
     def picked(v: Array) -> Array:
-        padded = lax.pad(v, jnp.zeros((), v.dtype), edges)
-        out = jnp.zeros(best.shape, v.dtype)
-        for pick, view in zip(picks, views(padded), strict=True):
-            out = jnp.where(pick, view, out)
+        out, *others = views(lax.pad(v, jnp.zeros((), v.dtype), edges))
+        for n, view in enumerate(others, 1):
+            out = jnp.where(place == n, view, out)
         return out
 
-    bias = None if x.bias is None else picked(x.bias)
-    return Parts(picked(x.relevant), best, bias)
+    return each(picked, x) if x.bias is not None else Parts(picked(x.relevant), best)
 
 
 def _structure(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Any:
@@ -126,8 +135,10 @@ def _structure(operation: Operation, operands: list, zero: list[bool], table: Ru
         return jnp.zeros_like(total_of(v))
 
     relevant = channel(lambda v, is_parts: v.relevant if is_parts else nothing(v))
-    total = channel(lambda v, is_parts: total_of(v))
-    bias = member = [None] * len(total)
+    signal = channel(
+        lambda v, is_parts: v.signal if is_parts else nothing(v) if constant else total_of(v)
+    )
+    bias = member = [None] * len(signal)
     if constant:
         bias = channel(
             lambda v, is_parts: v if not is_parts else nothing(v) if v.bias is None else v.bias
@@ -137,7 +148,7 @@ def _structure(operation: Operation, operands: list, zero: list[bool], table: Ru
             lambda v, is_parts: nothing(v) if not is_parts or v.member is None else v.member
         )
         member = [jnp.abs(m) for m in member] if operation.name == "neg" else member
-    return [Parts(*parts) for parts in zip(relevant, total, bias, member, strict=True)]
+    return [Parts(*parts) for parts in zip(relevant, signal, bias, member, strict=True)]
 
 
 def total_of(value: Value) -> Array:
@@ -148,30 +159,27 @@ def _sum(operation: Operation, operands: list, zero: list[bool], table: Rules) -
     """Parts add up; a constant joins the constants."""
     a, b = operands
     sign = -1 if operation.name == "sub" else 1
-    total = operation(total_of(a), total_of(b))
     if isinstance(a, Parts) and isinstance(b, Parts):
-        if table["bias"] is not apart:
+        if splits_early(table):
             a, b = settle(a, table), settle(b, table)
-        relevant = operation(a.relevant, b.relevant)
+        signal = operation(a.signal, b.signal)
         known = [v for v in (a.bias, None if b.bias is None else sign * b.bias) if v is not None]
         joined = [v for v in (a.member, b.member) if v is not None]
-        member = None if not joined else jnp.broadcast_to(reduce(jnp.maximum, joined), total.shape)
-        return Parts(relevant, total, reduce(jnp.add, known) if known else None, member)
+        member = None if not joined else jnp.broadcast_to(reduce(jnp.maximum, joined), signal.shape)
+        bias = reduce(jnp.add, known) if known else None
+        return Parts(operation(a.relevant, b.relevant), signal, bias, member)
     x, c, place = (a, b, 1) if isinstance(a, Parts) else (b, a, 0)
-    own = sign if place == 0 else 1  # c - x
-    relevant = own * x.relevant if own != 1 else x.relevant
-    bias = None if x.bias is None else own * x.bias
-    if not zero[place]:
-        constant = jnp.broadcast_to(c if place == 0 or sign == 1 else -c, total.shape)
-        constant = constant.astype(total.dtype)
-        bias = constant if bias is None else bias + constant
-    return Parts(jnp.broadcast_to(relevant, total.shape), total, bias, x.member)
+    shape = jnp.broadcast_shapes(x.signal.shape, jnp.shape(c))
+    out = each(lambda v: jnp.broadcast_to(sign * v if place == 0 and sign < 0 else v, shape), x)
+    out = out._replace(member=x.member)
+    if zero[place]:
+        return out
+    constant = jnp.broadcast_to(c if place == 0 or sign == 1 else -c, shape).astype(x.signal.dtype)
+    return out._replace(bias=constant if out.bias is None else out.bias + constant)
 
 
 def _mixing(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Parts:
-    x = operands[0]
-    if table["bias"] is not apart:
-        x = settle(x, table)
+    x = settle(operands[0], table) if splits_early(table) else operands[0]
     return each(lambda v: operation(v), x)
 
 
@@ -191,14 +199,14 @@ def _bilinear(operation: Operation, operands: list, zero: list[bool], table: Rul
     with_constant = (lambda v: operation(v, c)) if left else (lambda v: operation(c, v))
     if operation.name == "mul":
         out = each(with_constant, x)
-        member = None if x.member is None else jnp.broadcast_to(x.member, out.total.shape)
+        member = None if x.member is None else jnp.broadcast_to(x.member, out.signal.shape)
         return out._replace(member=member)
-    if table["bias"] is not apart:
+    if splits_early(table):
         x = settle(x, table)
     out = each(with_constant, x)
     if x.member is None or operation.name != "dot_general":
         return out
-    return out._replace(member=_belongs(operation, x.member, left, out.total.shape))
+    return out._replace(member=_belongs(operation, x.member, left, out.signal.shape))
 
 
 def _belongs(operation: Operation, member: Array, left: bool, shape: tuple[int, ...]) -> Array:
@@ -223,7 +231,7 @@ def _quotient(operation: Operation, operands: list, zero: list[bool], table: Rul
     if not isinstance(a, Parts):
         return operation(total_of(a), b)
     return each(lambda v: operation(v, b), a, member=False)._replace(
-        member=None if a.member is None else jnp.broadcast_to(a.member, a.total.shape)
+        member=None if a.member is None else jnp.broadcast_to(a.member, a.signal.shape)
     )
 
 

@@ -13,22 +13,24 @@ class Parts(NamedTuple):
 
     Attributes:
         relevant: what came from the chosen group of inputs.
-        total: the value itself.
-        bias: sum of constants that belong to neither part yet; None if there are none. The
-            irrelevant part is `total - relevant - bias`.
+        signal: all that came from inputs: the value itself if no constants are apart.
+        bias: sum of constants that belong to neither part yet; None if there are none.
         member: how far the inputs that a value was made of belong to the group, 0 to 1; only kept
             for tables that ask for it, and until the first product.
     """
 
     relevant: Array
-    total: Array
+    signal: Array
     bias: Array | None = None
     member: Array | None = None
 
     @property
     def irrelevant(self) -> Array:
-        rest = self.total - self.relevant
-        return rest if self.bias is None else rest - self.bias
+        return self.signal - self.relevant
+
+    @property
+    def total(self) -> Array:
+        return self.signal if self.bias is None else self.signal + self.bias
 
 
 class Operation(NamedTuple):
@@ -83,24 +85,34 @@ class MissingRule(JaxplainError, NotImplementedError):
     """A primitive on the signal's path has no rule in the table."""
 
 
-def apart(relevant: Array, irrelevant: Array, bias: Array) -> Array:
+def apart(relevant: Array, irrelevant: Array, bias: Array, size: Array) -> Array:
     """Constants stay a third part, and none of them is relevant in the end."""
     return jnp.zeros_like(relevant)
 
 
-def proportional(relevant: Array, irrelevant: Array, bias: Array) -> Array:
+def proportional(relevant: Array, irrelevant: Array, bias: Array, size: Array) -> Array:
     """Constants are shared in proportion to the size of the two parts; in halves if both are 0."""
     return bias * share(relevant, irrelevant)
 
 
-def share(relevant: Array, irrelevant: Array) -> Array:
+def proportional_or_by_size(relevant: Array, irrelevant: Array, bias: Array, size: Array) -> Array:
+    """As `proportional`; if both are 0, by how much of x is in the group: all of it gets all."""
+    return bias * share(relevant, irrelevant, size)
+
+
+def share(relevant: Array, irrelevant: Array, otherwise: Array | float = 0.5) -> Array:
     """`|relevant| / (|relevant| + |irrelevant|)`, with finite derivatives everywhere."""
     dtype = jnp.promote_types(relevant.dtype, jnp.float32)
     own, size = jnp.abs(relevant.astype(dtype)), jnp.abs(irrelevant.astype(dtype))
     size = size + own
     # Below, the derivative 1 / size would overflow when squared.
     some = size > 8 * float(jnp.finfo(dtype).tiny) ** 0.5
-    return jnp.where(some, own / jnp.where(some, size, 1), 0.5).astype(relevant.dtype)
+    return jnp.where(some, own / jnp.where(some, size, 1), otherwise).astype(relevant.dtype)
+
+
+def splits_early(rules: Rules) -> bool:
+    """Whether constants are split in the module that adds them, before anything else is done."""
+    return rules["bias"] is not apart and rules.get("bias_at") == "module"
 
 
 def settle(value: Value, rules: Rules) -> Value:
@@ -109,13 +121,9 @@ def settle(value: Value, rules: Rules) -> Value:
         return value
     rest = value.irrelevant
     # A difference: below its rounding error it is none, and must not take a share.
-    noise = (
-        4
-        * float(jnp.finfo(rest.dtype).eps)
-        * jnp.maximum(jnp.abs(value.total), jnp.abs(value.bias))
-    )
+    noise = 4 * float(jnp.finfo(rest.dtype).eps) * jnp.abs(value.signal)
     rest = jnp.where(jnp.abs(rest) > noise, rest, 0)
-    part = rules["bias"](value.relevant, rest, value.bias)
+    part = rules["bias"](value.relevant, rest, value.bias, rules["size"])
     return Parts(value.relevant + part, value.total, None, value.member)
 
 
@@ -123,7 +131,7 @@ def each(op: Callable[[Array], Array], x: Parts, member: bool = False) -> Parts:
     """A linear operation on every part."""
     bias = None if x.bias is None else op(x.bias)
     belongs = op(x.member) if member and x.member is not None else None
-    return Parts(op(x.relevant), op(x.total), bias, belongs)
+    return Parts(op(x.relevant), op(x.signal), bias, belongs)
 
 
 class NoRule(Exception):

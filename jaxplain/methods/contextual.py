@@ -15,7 +15,10 @@ A name in a table is that of a primitive ("erf", "dot_general"), of a call (a fu
     normalization   by the mean square of the value itself: LayerNorm, RMSNorm, GroupNorm
     switch          maximum, max-pooling, sorting: what picks elements
     normalizer      what a value is divided by: held
-    bias            how constants are split: `(relevant, irrelevant, bias) -> relevant part of bias`
+    bias            how constants are split: `(relevant, irrelevant, bias, size) -> relevant part of
+                    bias`, where `size` is how much of x is in the group, 0 to 1; `apart` never does
+    bias_at         when they are: at the end of the "module" (name scope) that adds them, or not
+                    before an "activation" or product needs it
     bias_product    for tables that keep constants apart: who gets a product of two constants
 
 Sums, reshapes, products with constants and everything else that is linear treat all parts alike.
@@ -33,7 +36,15 @@ from jaxplain.interpret import compat, forward
 from jaxplain.interpret.convolutions import canonical_convolutions
 from jaxplain.interpret.linear import hold as held
 from jaxplain.interpret.linear import switch
-from jaxplain.interpret.parts import Missing, Operation, Parts, apart, proportional, share
+from jaxplain.interpret.parts import (
+    Missing,
+    Operation,
+    Parts,
+    apart,
+    proportional,
+    proportional_or_by_size,
+    share,
+)
 from jaxplain.types import Array, JaxplainError, PyTree, Split, check_like, check_positive
 
 Rules = Mapping[str, Any]
@@ -44,11 +55,11 @@ Rules = Mapping[str, Any]
 
 def first(op: Operation, x: Parts) -> Parts:
     """The relevant part alone, as if it came first: `φ(relevant + bias) - φ(bias)`."""
-    total = op(x.total)
     if x.bias is None and op.vanishes:
-        return Parts(op(x.relevant), total)
-    start = jnp.zeros_like(x.total) if x.bias is None else x.bias
-    return Parts(op(x.relevant + start) - op(start), total, op(start), x.member)
+        return Parts(op(x.relevant), op(x.total))
+    start = jnp.zeros_like(x.signal) if x.bias is None else x.bias
+    none = op(start)
+    return Parts(op(x.relevant + start) - none, op(x.signal + start) - none, none, x.member)
 
 
 def last(op: Operation, x: Parts) -> Parts:
@@ -59,13 +70,13 @@ def last(op: Operation, x: Parts) -> Parts:
 
 def shapley(op: Operation, x: Parts) -> Parts:
     """The mean of coming first and coming last, the constants being there before either."""
-    total = op(x.total)
-    after = total - op(x.total - x.relevant)
     if x.bias is None and op.vanishes:
-        return Parts((op(x.relevant) + after) / 2, total)
-    start = jnp.zeros_like(x.total) if x.bias is None else x.bias
-    before = op(start)
-    return Parts((op(x.relevant + start) - before + after) / 2, total, before, x.member)
+        total = op(x.signal)
+        return Parts((op(x.relevant) + total - op(x.irrelevant)) / 2, total)
+    start = jnp.zeros_like(x.signal) if x.bias is None else x.bias
+    none, total = op(start), op(x.signal + start)
+    before, after = op(x.relevant + start) - none, total - op(x.irrelevant + start)
+    return Parts((before + after) / 2, total - none, none, x.member)
 
 
 # Rules for a product of two values that are both split.
@@ -99,8 +110,9 @@ def with_constants(op: Operation, a: Parts, b: Parts) -> Parts:
 def hold_gate(op: Operation, a: Parts, b: Parts) -> Parts:
     """The gate is taken whole: a number that the other operand is multiplied with."""
     gate, other = (a, b) if op.gate == 0 else (b, a)
-    bias = None if other.bias is None else gate.total * other.bias
-    return Parts(gate.total * other.relevant, op(a.total, b.total), bias)
+    held = gate.total
+    bias = None if other.bias is None else held * other.bias
+    return Parts(held * other.relevant, held * other.signal, bias)
 
 
 # Rules for patterns.
@@ -133,8 +145,16 @@ def _table(**rules: Any) -> Rules:
     return MappingProxyType({"hold": held, "switch": switch, "normalizer": held, **rules})
 
 
-CD_ACD = _table(bias=proportional, elementwise=first, softmax=first, product=alone)
-CD_SHAPLEY = _table(bias=proportional, elementwise=shapley, softmax=shapley, product=shared)
+CD_ACD = _table(
+    bias=proportional, bias_at="module", elementwise=first, softmax=first, product=alone
+)
+CD_SHAPLEY = _table(
+    bias=proportional_or_by_size,
+    bias_at="activation",
+    elementwise=shapley,
+    softmax=shapley,
+    product=shared,
+)
 
 BIAS_PRODUCTS = ("inclusive", "exclusive", "irrelevant")
 
@@ -169,7 +189,9 @@ def lstm_rules(
 
 CD_LSTM = lstm_rules()
 
-_TRANSFORMER = _table(bias=proportional, elementwise=last, softmax=held, product=alone)
+_TRANSFORMER = _table(
+    bias=proportional, bias_at="module", elementwise=last, softmax=held, product=alone
+)
 CD_TRANSFORMER = MappingProxyType({**_TRANSFORMER, "normalization": by_total(_TRANSFORMER)})
 CD_TRANSFORMER_QK = MappingProxyType({**CD_TRANSFORMER, "softmax": first_under_mask})
 
@@ -275,14 +297,13 @@ def group_scores(
     (groups,) = next(iter(sizes))
     if groups == 0:
         raise JaxplainError("masks holds no group: give at least one")
-    fitted = jax.eval_shape(lambda m: jax.vmap(lambda one: _check(f, x, one))(m), masks)
-    del fitted  # the shapes fit
+    jax.eval_shape(jax.vmap(lambda mask: _check(f, x, mask)), masks)
 
     def some(masks: PyTree) -> PyTree:
         return jax.vmap(lambda mask: _relevant(f, x, _fit(mask, x), rules))(masks)
 
-    chunk = min(chunk, groups)
     rounds = -(-groups // chunk)
+    chunk = -(-groups // rounds)  # even ones need the least padding
     if rounds == 1:
         relevant = some(masks)
     else:
@@ -294,7 +315,7 @@ def group_scores(
 
         relevant = lax.map(canonical_convolutions(some), jax.tree.map(rows, masks))
         relevant = jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:])[:groups], relevant)
-    irrelevant = jax.tree.map(lambda r, total: total - r, relevant, f(x))
+    irrelevant = jax.tree.map(lambda r, total: total[None] - r, relevant, f(x))
     return Split(relevant, irrelevant)
 
 
@@ -311,7 +332,9 @@ def _decompose(f: Callable[..., PyTree], x: PyTree, mask: PyTree, rules: Rules) 
         members = mask
         if rules["bias_product"] == "exclusive":
             members = jax.tree.map(_and_next, mask)
-    return forward.decompose(f, x, relevant, members, rules, forward.refuse(rules))
+    wide = [m.astype(jnp.promote_types(m.dtype, jnp.float32)) for m in jax.tree.leaves(mask)]
+    size = jnp.mean(jnp.concatenate([m.reshape(-1) for m in wide]))
+    return forward.decompose(f, x, relevant, members, size, rules, forward.refuse(rules))
 
 
 def _and_next(mask: Array) -> Array:
