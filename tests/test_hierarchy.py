@@ -185,12 +185,12 @@ IMAGE = {"order": "paper", "percentile": 95.0, "magnitude": False}
 SLOWLY: dict[str, Any] = {
     "chain-paper": (chain(11), chain(11), TEXT, 11),
     "chain-signed": (chain(11), chain(11), {**TEXT, "magnitude": False, "percentile": 70.0}, 11),
-    "grid-paper": (grid(4, 5, connectivity=2), grid(4, 5), {**IMAGE, "merge": True}, 3),
+    "grid-paper": (grid(4, 5), grid(4, 5), {**IMAGE, "percentile": 70.0, "merge": True}, 2),
     "grid-published": (
         grid(4, 5, connectivity=2),
         grid(4, 5),
-        {**published_images(20), "percentile": after_third(90.0, 20)},
-        5,
+        {**published_images(20), "percentile": after_third(75.0, 20), "smooth": 2},
+        3,
     ),
 }
 
