@@ -44,8 +44,7 @@ def rotation(size):
 EXACT = {  # a transform that loses nothing, and the shape that it is for
     "fourier even": (fourier(8), (8,)),
     "fourier odd": (fourier(9), (9,)),
-    "fourier 2-D": (fourier((5, 6)), (5, 6)),
-    "fourier channels": (fourier((4, 5)), (4, 5, 2)),
+    "fourier 2-D": (fourier((3, 4)), (3, 4, 2)),
     "wavelets": (wavelets(8, DB2), (8,)),
     "wavelets zero": (wavelets(9, DB2, mode="zero"), (9,)),
     "wavelets 2-D": (wavelets((6, 7), HAAR, levels=1, mode="periodic"), (6, 7)),
@@ -190,10 +189,10 @@ def test_a_tree_of_arrays_and_a_pair_of_ones_own():
 def test_fourier_is_numpys(x64, shape, axes):
     lengths = shape[:1] if axes is None else tuple(shape[a] for a in axes)
     x, transform = draw(*shape), fourier(lengths, axes=axes)
-    s = transform.forward(jnp.asarray(x))
+    s, back = jax.jit(lambda x: (transform.forward(x), transform.inverse(transform.forward(x))))(x)
     want = np.fft.rfftn(x, axes=axes or (0,))
     close(s, np.stack([want.real, want.imag], -1))
-    close(transform.inverse(s), x)
+    close(back, x)
     masks = bands(lengths, 1, axes=axes, ndim=len(shape))
     assert np.broadcast_shapes(masks.shape[1:], s.shape) == s.shape
 
@@ -218,7 +217,7 @@ WAVELETS = [  # lengths, name, mode, levels
 
 @pytest.mark.parametrize(
     ("lengths", "name", "mode", "levels", "dtype"),
-    [(*case, "f8") for case in WAVELETS] + [(*case, "f4") for case in WAVELETS[::5]],
+    [(*case, "f8") for case in WAVELETS] + [(*case, "f4") for case in WAVELETS[::9]],
 )
 @pytest.mark.filterwarnings("ignore:Level value:UserWarning")  # PyWavelets, of a high level
 def test_wavelets_are_pywavelets(x64, lengths, name, mode, levels, dtype):
@@ -369,10 +368,9 @@ def test_group_sum_is_one_signed_sum_for_all():
     scores = {"a": jnp.asarray(draw(5, 2)), "b": [jnp.asarray(draw(3))]}
     masks = {"a": draw(4, 5, 1, seed=1), "b": [draw(4, 3, seed=2)]}
     want = (np.array(scores["a"]) * masks["a"]).sum((1, 2)) + masks["b"][0] @ scores["b"][0]
-    close(group_sum(scores, masks), want)
-    close(group_sum(scores, leaf_groups(scores)).sum(), np.float32(total(scores)))
-    whole = {"a": np.ones((1, 1, 1), bool), "b": [np.ones((1, 1), bool)]}
-    close(group_sum(scores, whole), np.float32([total(scores)]))
+    close(jax.jit(group_sum)(scores, masks), want)
+    leaves = [total(scores["a"]), total(scores["b"])]
+    close(jax.jit(group_sum)(scores, leaf_groups(scores)), np.array(leaves))
 
 
 def test_group_sums_of_a_partition_keep_completeness(x64):
@@ -382,7 +380,7 @@ def test_group_sums_of_a_partition_keep_completeness(x64):
     assert parts.shape == (4,) and float(parts.sum()) == pytest.approx(total(a.scores), rel=1e-12)
 
 
-@exact
+@pytest.mark.parametrize("name", ["fourier odd", "wavelets zero", "linear"])
 def test_a_batch_equals_its_examples(name):
     transform, shape = EXACT[name]
     f, _ = network(shape)
@@ -392,7 +390,7 @@ def test_a_batch_equals_its_examples(name):
     one = explain(xs[1]) if name == "linear" else jax.jit(explain)(xs[1])  # eager is slow
     # Of magnitudes that cancel in the transform: to the largest of all.
     close(jax.tree.map(lambda v: v[1], batch.scores), one.scores, factor=3)
-    close(batch.output, jnp.stack([f(x) for x in xs]))
+    close(batch.output[1], f(xs[1]))
 
 
 def test_half_precision_is_transformed_in_float32():
@@ -420,7 +418,10 @@ X = jnp.ones(8)
         (lambda: bands(8, [0, 0.01, 0.02]), r"no frequency lies in band 1, \[0.01, 0.02\] cycles"),
         (lambda: bands(8, 0), "edges must be a whole number of at least 1"),
         (lambda: bands(8, 2, axes=(2,)), "set ndim, which is 1"),
-        (lambda: wavelets(8, HAAR, mode="mirror"), "periodization, periodic or zero, not 'mirror'"),
+        (
+            lambda: wavelets(8, HAAR, mode="mirror"),  # pyright: ignore[reportArgumentType]
+            "periodization, periodic or zero, not 'mirror'",
+        ),
         (lambda: wavelets(8, HAAR, levels=0), "levels must be a whole number of at least 1"),
         (lambda: wavelets(8, [[1.0, 0, 1]] * 2), "2 or 4 arrays of one even length"),
         (lambda: wavelets(8, [[1.0, 0], [1.0, 0, 0]]), "2 or 4 arrays of one even length"),
