@@ -210,19 +210,26 @@ def murdoch(variables, x, start, stop, bias_product="inclusive"):
 def gru(variables, x, mask):
     """Two-part Shapley values all through a `GRUCell`.
 
-    In 1 - z, the 1 and the sigmoid's value at zero are one constant.
+    All constants that come before an activation or a product are one, of 1 - sigmoid(v) too; where
+    there is no part yet, as in the first state, it is shared by how much of x is in the group.
     """
     cell, head = variables["params"]["cell"], variables["params"]["Dense_0"]
+    tie = np.mean(mask, dtype=np.float64)
+    through = lambda p, name: each(lambda v: v @ cell[name]["kernel"], p)
     h = Parts(*(np.zeros(head["kernel"].shape[0]) for _ in "ri"))
     for t in range(len(x)):
         word = masked(x[t], mask[t])
-        before = lambda name, more, word=word: each(np.add, dense(word, cell[f"i{name}"]), more)
-        r = shapley(sigmoid, before("r", dense(h, cell["hr"])))
-        open_parts = apart(sigmoid, before("z", dense(h, cell["hz"])))
-        z, kept = plus(open_parts, 0.5), plus(each(np.negative, open_parts), 0.5)
-        n = shapley(np.tanh, before("n", times(r, dense(h, cell["hn"]))))
+
+        def before(name, more, word=word):
+            both = each(np.add, through(word, f"i{name}"), more)
+            return plus(both, cell[f"i{name}"]["bias"], tie)
+
+        r = shapley(sigmoid, before("r", through(h, "hr")), tie)
+        opened = apart(sigmoid, before("z", through(h, "hz")))
+        z, kept = plus(opened, 0.5, tie), plus(each(np.negative, opened), 0.5, tie)
+        n = shapley(np.tanh, before("n", times(r, dense(h, cell["hn"], tie))), tie)
         h = each(np.add, times(kept, n), times(z, h))
-    return dense(h, head)
+    return dense(h, head, tie)
 
 
 # Transformers, x [T, D].
