@@ -139,12 +139,21 @@ def _apply(step: Step, operands: list, zero: list[bool], gates: dict, walking: _
     kind = step.name if step.name in table else rules.CLASSES.get(step.name, "")
     if step.name not in table and step.inner is not None:
         kind = "elementwise"  # a call kept whole for its derivative rule
-    inside = None
-    if step.inner is not None:
-        inner = step.inner
-        inside = lambda table, values: _forward(inner, values, _Walk(table, walking.missing), False)
+    inner = step.inner
+
+    def inside(changed: Rules, values: list) -> list:
+        assert inner is not None
+        own = _Walk({**table, **changed}, walking.missing)
+        return _forward(inner, values, own, regroup=False)
+
     operation = Operation(
-        step.name, step.path, step.params, step.run, False, gates.get(step.outputs[0]), inside
+        step.name,
+        step.path,
+        step.params,
+        step.run,
+        False,
+        gates.get(step.outputs[0]),
+        inside if inner else None,
     )
     if kind == step.name and kind not in ("elementwise", "softmax", "normalization", "hold"):
         if kind not in BUILT_IN:
@@ -195,9 +204,9 @@ def _closed(operation: Operation, operands: list, position: int, step: Step) -> 
     def run(values: list) -> list:
         return operation.run([*operands[:position], *values, *operands[position + 1 :]])
 
-    def inside(table: Rules, values: list) -> list:
+    def inside(changed: Rules, values: list) -> list:
         assert operation.inside is not None
-        return operation.inside(table, [*operands[:position], *values, *operands[position + 1 :]])
+        return operation.inside(changed, [*operands[:position], *values, *operands[position + 1 :]])
 
     return operation._replace(
         run=run, vanishes=vanishes, inside=inside if operation.inside else None

@@ -43,8 +43,8 @@ class Operation(NamedTuple):
         run: `operands -> outputs`.
         vanishes: it gives zero where its lifted operand is zero.
         gate: position of the operand that is an LSTM's output gate, where it is one.
-        inside: `(rules, operands) -> outputs`, the steps of a group or call by a table; None for a
-            primitive.
+        inside: `(changed, operands) -> outputs`, the steps of a group or call by the same table
+            with some rules changed; None for a primitive.
     """
 
     name: str

@@ -124,21 +124,17 @@ def first_under_mask(op: Operation, x: Parts) -> Parts:
     return Parts(op(x.relevant + start), op(x.total))
 
 
-def by_total(rules: Rules) -> Callable[[Operation, Parts], Parts]:
+def by_total(op: Operation, x: Parts) -> Parts:
     """A normalisation whose mean square is the total's, each part less its own mean.
 
     The constant added after it is shared in proportion to the parts that came in.
     """
-
-    def normalization(op: Operation, x: Parts) -> Parts:
-        assert op.inside is not None
-        out = op.inside({**rules, "bias": apart}, [x])[0]
-        if out.bias is None:
-            return Parts(out.relevant, out.total)
-        part = out.bias * share(x.relevant, x.irrelevant)
-        return Parts(out.relevant + part, out.total)
-
-    return normalization
+    assert op.inside is not None
+    (out,) = op.inside({"bias": apart}, [x])
+    if out.bias is None:
+        return out
+    part = out.bias * share(x.relevant, x.irrelevant)
+    return Parts(out.relevant + part, out.total)
 
 
 def _table(**rules: Any) -> Rules:
@@ -189,10 +185,14 @@ def lstm_rules(
 
 CD_LSTM = lstm_rules()
 
-_TRANSFORMER = _table(
-    bias=proportional, bias_at="module", elementwise=last, softmax=held, product=alone
+CD_TRANSFORMER = _table(
+    bias=proportional,
+    bias_at="module",
+    elementwise=last,
+    softmax=held,
+    product=alone,
+    normalization=by_total,
 )
-CD_TRANSFORMER = MappingProxyType({**_TRANSFORMER, "normalization": by_total(_TRANSFORMER)})
 CD_TRANSFORMER_QK = MappingProxyType({**CD_TRANSFORMER, "softmax": first_under_mask})
 
 
