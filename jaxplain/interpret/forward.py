@@ -137,6 +137,8 @@ def _apply(step: Step, operands: list, zero: list[bool], gates: dict, walking: _
         return _nothing(step, operands, walking, _hint(step))
 
     kind = step.name if step.name in table else rules.CLASSES.get(step.name, "")
+    if kind == "elementwise" and step.params.get("y", 1) < 0:  # integer_pow: one over a power
+        kind = "normalizer"
     if step.name not in table and step.inner is not None:
         kind = "elementwise"  # a call kept whole for its derivative rule
     inner = step.inner
@@ -232,7 +234,7 @@ def _hint(step: Step) -> str:
             "a while-loop whose length may depend on x cannot be split: write it as jax.lax.scan, "
             "or as fori_loop with a number of rounds known when traced"
         )
-    if step.name in ("log", "log1p"):
+    if step.name in ("log", "log1p", "log2", "pow"):
         return (
             "a part of a value can be negative where the value is not: explain logits, or take the "
             f"function whole, rules={{**rules, {step.name!r}: rule}}"

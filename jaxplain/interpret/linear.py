@@ -41,7 +41,13 @@ def switch(operation: Operation, *operands: Value) -> Any:
         total = operation(*totals)
         return Parts(jnp.where(first, *jnp.broadcast_arrays(*parts)), total)
     # The derivative picks the same elements; where two are equal it shares between them.
-    out, moved = jax.jvp(lambda *v: operation.run(list(v)), totals, parts)
+    floats = [n for n, v in enumerate(totals) if jnp.issubdtype(v.dtype, jnp.inexact)]
+
+    def of_floats(*values: Array) -> list:
+        given = dict(zip(floats, values, strict=True))
+        return operation.run([given.get(n, v) for n, v in enumerate(totals)])
+
+    out, moved = jax.jvp(of_floats, [totals[n] for n in floats], [parts[n] for n in floats])
     return [
         Parts(r, t) if jnp.issubdtype(t.dtype, jnp.inexact) else t
         for r, t in zip(moved, out, strict=True)
@@ -235,6 +241,14 @@ def _quotient(operation: Operation, operands: list, zero: list[bool], table: Rul
     )
 
 
+def _root(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Parts:
+    """As the value divided by its root, which is held: a part may be negative, its root is none."""
+    x = settle(operands[0], table)
+    root = operation(x.total)
+    scale = jnp.where(x.total > 0, 1 / jnp.where(x.total > 0, root, 1), 0)
+    return Parts(x.relevant * scale, root)
+
+
 def _convert(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Any:
     """Floats to floats in parts; to anything else, held."""
     if jnp.issubdtype(operation.params["new_dtype"], jnp.inexact):
@@ -249,5 +263,6 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "bilinear": _bilinear,
     "quotient": _quotient,
     "convert": _convert,
+    "root": _root,
     "hold": lambda operation, operands, zero, table: hold(operation, *operands),
 }

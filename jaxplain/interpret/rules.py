@@ -12,7 +12,7 @@ STRUCTURE = """
     broadcast_in_dim concatenate copy copy_p device_put dynamic_slice dynamic_update_slice
     expand_dims gather neg optimization_barrier pad pcast pvary real imag conj reduce_precision
     reshape rev select_n sharding_constraint slice split squeeze stop_gradient transpose unstack
-    scatter scatter-add mesh_cast reshard
+    scatter scatter-add mesh_cast reshard stack tile complex name
 """.split()
 # Sums of several elements.
 MIXING = "cumsum reduce_sum reduce_window_sum fft scatter_add convolve psum".split()
@@ -21,17 +21,16 @@ BILINEAR = "mul dot_general conv_general_dilated".split()
 # A function of one element each. Those with a pole or an edge of their domain near 0 are not here:
 # a part of a value can lie where the value itself never does.
 ELEMENTWISE = """
-    abs acosh asin asinh atan atan2 cbrt ceil clamp cos cosh erf erfc exp exp2 expm1 floor
-    integer_pow is_finite logistic max min nextafter pow rem round sign sin sinh square tan tanh
-    add_any
+    abs add_any asinh atan atan2 cbrt ceil clamp cos cosh erf erfc exp exp2 expm1 floor integer_pow
+    is_finite logistic max min nextafter one_minus_square rem round sign sin sinh square tan tanh
 """.split()
 # Elementwise too, inside a function of one value that is taken whole.
 WITHIN = """
-    acos and add atanh convert_element_type copy digamma div eq erf_inv ge gt le lgamma log log1p
-    lt mul ne neg not or rsqrt select_n sqrt stop_gradient sub xor reduce_precision copy_p
+    acos acosh add and asin atanh convert_element_type copy copy_p digamma div eq eq_to erf_inv ge
+    gt le le_to lgamma log log1p log2 lt lt_to mul ne neg not or pow reduce_precision rsqrt select_n
+    sqrt stop_gradient sub xor
 """.split()
-# What a value is divided by.
-NORMALIZER = "rsqrt sqrt".split()
+NORMALIZER = ("rsqrt", "sqrt")  # what a value is divided by is made with
 # Picks elements by comparing them.
 SWITCH = """
     cummax cummin reduce_max reduce_min reduce_window_max reduce_window_min sort top_k
@@ -39,7 +38,8 @@ SWITCH = """
 # No float comes out: what is compared is the total.
 HELD = """
     and argmax argmin eq ge gt is_finite le lt ne not or reduce_and reduce_or reduce_xor xor
-    population_count
+    population_count eq_to le_to lt_to shift_left shift_right_arithmetic shift_right_logical clz
+    bitcast_convert_type
 """.split()
 
 CLASSES: Mapping[str, str] = MappingProxyType(
@@ -50,13 +50,19 @@ CLASSES: Mapping[str, str] = MappingProxyType(
             ("mixing", MIXING),
             ("bilinear", BILINEAR),
             ("elementwise", ELEMENTWISE),
-            ("normalizer", NORMALIZER),
             ("switch", SWITCH),
             ("hold", HELD),
         )
         for name in names
     }
-    | {"add": "sum", "sub": "sum", "div": "quotient", "convert_element_type": "convert"}
+    | {
+        "add": "sum",
+        "sub": "sum",
+        "div": "quotient",
+        "convert_element_type": "convert",
+        "sqrt": "root",
+        "rsqrt": "normalizer",
+    }
 )
 
 POINTWISE = frozenset((*ELEMENTWISE, *WITHIN))
@@ -80,7 +86,8 @@ KEEPS_ZERO = frozenset(
     abs add asin asinh atan broadcast_in_dim cbrt ceil concatenate convert_element_type copy copy_p
     cumsum dot_general erf expand_dims expm1 floor gather log1p max min mul neg pad real reduce_max
     reduce_precision reduce_sum reshape rev round select_n sign sin sinh slice split sqrt square
-    squeeze stop_gradient sub tan tanh transpose unstack relu
+    squeeze stop_gradient sub tan tanh transpose unstack relu stack tile
+    complex
     """.split()
 )
 ABSORBS_ZERO = frozenset({"mul", "dot_general", "conv_general_dilated"})

@@ -186,7 +186,7 @@ def lstm_rules(
 CD_LSTM = lstm_rules()
 
 CD_TRANSFORMER = _table(
-    bias=proportional,
+    bias=proportional_or_by_size,
     bias_at="module",
     elementwise=last,
     softmax=held,
