@@ -134,8 +134,10 @@ def test_parts_sum_to_the_function_and_no_features_are_no_part(table, name):
 def test_all_features_are_all(table, name):
     """Constants go to the parts by their sizes: to the only part there is, if there is one."""
     found, output = scored(table, name)
-    np.testing.assert_allclose(found.all.relevant, output, rtol=0, atol=rounding(output))
-    np.testing.assert_allclose(found.all.irrelevant, 0, rtol=0, atol=rounding(output))
+    # The relevant part is rounded on its own; a variance of it, E[x²] - E[x]², cancels.
+    atol = rounding(output, factor=4)
+    np.testing.assert_allclose(found.all.relevant, output, rtol=0, atol=atol)
+    np.testing.assert_allclose(found.all.irrelevant, 0, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", decomposed_models.NAMES)
@@ -298,7 +300,7 @@ def test_the_default_of_murdoch_is_inclusive(x64):
 
 def test_bias_products_that_do_not_exist_are_refused():
     with pytest.raises(JaxplainError, match=r"inclusive.*exclusive.*irrelevant"):
-        jxp.lstm_rules(bias_product="both")
+        jxp.lstm_rules(bias_product="both")  # type: ignore[arg-type]
 
 
 def test_nnx_cells_are_as_linen_cells(x64):
@@ -628,13 +630,15 @@ def cost(table, groups, chunk, *, width=96):
 def test_one_group_more_costs_little_more_than_one_forward_pass(table):
     """The total is computed once, for all groups; a group is the products of its relevant part."""
     scores, forward = cost(table, 64, 64)
-    flops = [program.cost_analysis()["flops"] for program in (scores, forward)]
+    flops = [(program.cost_analysis() or {})["flops"] for program in (scores, forward)]
     assert flops[0] <= 1.5 * flops[1]
 
 
 def test_memory_is_that_of_a_chunk():
     def temporary(groups, chunk):
-        return cost("CD_SHAPLEY", groups, chunk)[0].memory_analysis().temp_size_in_bytes
+        analysis = cost("CD_SHAPLEY", groups, chunk)[0].memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     few, many = temporary(128, 32), temporary(2048, 32)
     padded = 2048 * 2 * 4 * 4  # both parts of both outputs, and a copy of each

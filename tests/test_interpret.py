@@ -1,5 +1,7 @@
 """Walking a traced function: it stays the function, and what has no rule is named."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -243,7 +245,8 @@ def test_groups_of_masks_that_do_not_fit_are_refused():
         with pytest.raises(JaxplainError, match=r"^mask") as caught:
             jxp.group_scores(f, x, masks)
         assert "\n" not in str(caught.value)
-    for chunk in (0, -1, 2.5):
+    chunks: tuple[Any, ...] = (0, -1, 2.5)
+    for chunk in chunks:
         with pytest.raises(JaxplainError, match="chunk"):
             jxp.group_scores(f, x, {"a": jnp.ones((4, 3)), "b": jnp.ones((4, 2))}, chunk=chunk)
 
