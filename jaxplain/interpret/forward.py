@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxplain.interpret import patterns, rules, walk
+from jaxplain.interpret import dependence, patterns, rules, walk
 from jaxplain.interpret.compat import Program, Step, is_traced, trace
 from jaxplain.interpret.linear import BUILT_IN, switch, total_of
 from jaxplain.interpret.parts import (
@@ -25,14 +25,16 @@ from jaxplain.interpret.parts import (
     settle,
     splits_early,
 )
-from jaxplain.types import Array, PyTree
+from jaxplain.types import Array, JaxplainError, PyTree
 
 
 class _Walk(NamedTuple):
-    """One evaluation: the table, and what to do where it has no rule (raise, or note and go on)."""
+    """One evaluation: the table, what to do where it has no rule (raise, or note and go on), and
+    the patterns of module paths that have been met."""
 
     rules: Rules
     missing: Callable[[Step, str], None]
+    met: set[str]
 
 
 def decompose(
@@ -60,8 +62,21 @@ def decompose(
             jax.tree.leaves(relevant), jax.tree.leaves(x), members, strict=True
         )
     ]
-    out = _forward(program, values, _Walk({**rules, "size": size}, missing))
-    return jax.tree.unflatten(tree, [_settled(v, {**rules, "size": size}) for v in out])
+    walking = _Walk({**rules, "size": size}, missing, set())
+    out = _forward(program, values, walking)
+    if unmet := {key for key in rules if "/" in key} - walking.met:
+        raise JaxplainError(
+            f"no module that the signal goes through fits {', '.join(sorted(unmet))}: paths look "
+            f"like {_some_path(program)}"
+        )
+    return jax.tree.unflatten(tree, [_settled(v, walking.rules) for v in out])
+
+
+def _some_path(program: Program) -> str:
+    """The longest module path in a program, as an example."""
+    return max((step.path for step in program.steps), key=len, default="") or (
+        "those of jax.named_scope, of which f has none"
+    )
 
 
 def refuse(rules: Rules) -> Callable[[Step, str], None]:
@@ -100,8 +115,8 @@ def _forward(program: Program, values: list, walking: _Walk, regroup: bool = Tru
     if not any(touched):
         return walk.run(program, values)
     if regroup:
-        program = patterns.group(program, touched, walking.rules.keys())
-    zero = patterns.zeros(program)
+        program = patterns.group(program, touched, walking.rules.keys(), walking.met)
+    zero = dependence.zeros(program)
     gates = patterns.output_gates(program, touched) if "gate" in walking.rules else {}
     pending: dict[int, str] = {}  # where the constants that are still apart were added
     known = dict(program.constants) | dict(zip(program.inputs, values, strict=True))
@@ -145,7 +160,7 @@ def _apply(step: Step, operands: list, zero: list[bool], gates: dict, walking: _
 
     def inside(changed: Rules, values: list) -> list:
         assert inner is not None
-        own = _Walk({**table, **changed}, walking.missing)
+        own = walking._replace(rules={**table, **changed})
         return _forward(inner, values, own, regroup=False)
 
     operation = Operation(
@@ -199,7 +214,7 @@ def _user(rule, operation, operands, lifted, step, table):
 
 def _closed(operation: Operation, operands: list, position: int, step: Step) -> Operation:
     """The operation as a function of one operand."""
-    vanishes = patterns.step_is_zero(
+    vanishes = dependence.step_is_zero(
         step, [n == position or _is_zero(v) for n, v in enumerate(operands)]
     )
 
@@ -255,7 +270,7 @@ def _nothing(step: Step, operands: list, walking: _Walk, hint: str) -> list:
 def _scan(step: Step, operands: list, zero: list[bool], walking: _Walk) -> list:
     assert step.inner is not None
     inner, (constants, carries) = step.inner, step.params["counts"]
-    changing = patterns.scan_lifts(step, [isinstance(v, Parts) for v in operands])[0]
+    changing = dependence.scan_lifts(step, [isinstance(v, Parts) for v in operands])[0]
     apart_at_start = [
         (v.bias is not None) if isinstance(v, Parts) else not zero[constants + n]
         for n, v in enumerate(operands[constants : constants + carries])
@@ -291,7 +306,7 @@ def _carried(value: Value, lift: bool, has_bias: bool, table: Rules) -> Value:
 def _cond(step: Step, operands: list, zero: list[bool], walking: _Walk) -> list:
     operands = [total_of(operands[0]), *(settle(v, walking.rules) for v in operands[1:])]
     lifts = [
-        patterns.lifted(branch, [isinstance(v, Parts) for v in operands[1:]])
+        dependence.lifted(branch, [isinstance(v, Parts) for v in operands[1:]])
         for branch in step.branches
     ]
     lift = [any(flags) for flags in zip(*lifts, strict=True)]

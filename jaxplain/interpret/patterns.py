@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import jax.numpy as jnp
 
-from jaxplain.interpret import compat, rules, walk
+from jaxplain.interpret import dependence, rules, walk
 from jaxplain.interpret.compat import Program, Step
 
 MOVES = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "convert_element_type", "copy"}
@@ -19,7 +19,9 @@ POINTWISE_CALLS = rules.POINTWISE | MOVES
 STATISTICS = rules.POINTWISE | MOVES | {"reduce_sum", "transpose", "slice"}
 
 
-def group(program: Program, touched: Collection[bool], keys: Collection[str]) -> Program:
+def group(
+    program: Program, touched: Collection[bool], keys: Collection[str], met: set[str]
+) -> Program:
     """The program with one step in place of each pattern that a table has a rule for.
 
     Args:
@@ -27,9 +29,10 @@ def group(program: Program, touched: Collection[bool], keys: Collection[str]) ->
         touched: for each input, whether it carries a signal.
         keys: names in the table. Its names of primitives keep those apart; its names with a "/"
             are patterns of module paths, and make one step of each call of such a module.
+        met: gets the patterns of module paths that some module fits.
     """
     for key in (k for k in keys if "/" in k):
-        program = _modules(program, key)
+        program = _modules(program, key, met)
     for name, find in (
         ("softmax", _softmaxes),
         ("normalization", _normalizations),
@@ -40,91 +43,10 @@ def group(program: Program, touched: Collection[bool], keys: Collection[str]) ->
     return program
 
 
-def signal(program: Program, touched: Collection[bool]) -> set[int]:
-    """Numbers of the values that depend on the touched inputs in any way, integers included."""
-    found = {i for i, flag in zip(program.inputs, touched, strict=True) if flag}
-    for step in program.steps:
-        if step.name != "hold" and not found.isdisjoint(step.inputs):
-            found |= set(step.outputs)
-    return found
-
-
-def lifted(program: Program, touched: Collection[bool]) -> list[bool]:
-    """For each output, whether it is a float that depends on a touched input.
-
-    As the rules see it: comparisons and integers carry no signal on.
-    """
-    found = {i for i, flag in zip(program.inputs, touched, strict=True) if flag}
-    for step in program.steps:
-        reads = [i in found for i in step.inputs]
-        if not any(reads) or step.name == "hold":
-            continue
-        flags = [True] * len(step.outputs)
-        if step.name == "scan" and step.inner is not None:
-            flags = scan_lifts(step, reads)[1]
-        elif step.name == "cond":
-            inner = [lifted(branch, reads[1:]) for branch in step.branches]
-            flags = [any(each) for each in zip(*inner, strict=True)]
-        elif step.name == "checkpoint" and step.inner is not None:
-            flags = lifted(step.inner, reads)
-        found |= {
-            out
-            for out, shape, flag in zip(step.outputs, step.shapes, flags, strict=True)
-            if flag and jnp.issubdtype(shape.dtype, jnp.inexact)
-        }
-    return [i in found for i in program.outputs]
-
-
-def scan_lifts(step: Step, reads: list[bool]) -> tuple[list[bool], list[bool]]:
-    """Which carries of a scan, and which of its results, come to depend on the signal."""
-    assert step.inner is not None
-    constants, carries = step.params["counts"]
-    held, rest = reads[:constants], reads[constants + carries :]
-    carry = reads[constants : constants + carries]
-    while True:  # grows, so at most as many rounds as carries
-        out = lifted(step.inner, [*held, *carry, *rest])
-        grown = [a or b for a, b in zip(carry, out[:carries], strict=True)]
-        if grown == carry:
-            return carry, [*carry, *out[carries:]]
-        carry = grown
-
-
-def zeros(program: Program, zero_inputs: Iterable[int] = ()) -> set[int]:
-    """Numbers of the values known to be zero, without computing any."""
-    found = set(zero_inputs)
-    for number, constant in program.constants.items():
-        if jnp.ndim(constant) == 0 and not compat.is_traced(constant):
-            if jnp.issubdtype(jnp.result_type(constant), jnp.number) and constant == 0:
-                found.add(number)
-    for step in program.steps:
-        if step_is_zero(step, [i in found for i in step.inputs]):
-            found |= set(step.outputs)
-    return found
-
-
-def step_is_zero(step: Step, zero: list[bool]) -> bool:
-    """Whether the step gives zeros where the marked operands are zero."""
-    if step.inner is not None and step.name not in ("scan", "checkpoint"):
-        inside = zip(step.inner.inputs, zero, strict=True)
-        known = zeros(step.inner, [i for i, z in inside if z])
-        return all(i in known for i in step.inner.outputs)
-    if step.name in rules.ABSORBS_ZERO:
-        return any(zero)
-    if step.name == "div":
-        return zero[0]
-    if step.name == "integer_pow":
-        return zero[0] and step.params["y"] > 0
-    if step.name == "select_n":
-        return all(zero[1:])
-    if step.name in ("gather", "dynamic_slice"):
-        return zero[0]
-    return step.name in rules.KEEPS_ZERO and all(zero)
-
-
-def _dominators(program: Program, touched: set[int], steps: Collection[str] | None = None) -> dict:
+def _dominators(program: Program, touched: set[int], within: set[int] | None = None) -> dict:
     """The nearest dominator of each value: None at a source of the signal.
 
-    With `steps`, only through steps of those names: what any other makes is a source.
+    With `within`, only through steps that make those values: what any other makes is a source.
     """
     above: dict[int, int | None] = {}
     depth: dict[int, int] = {}
@@ -143,7 +65,7 @@ def _dominators(program: Program, touched: set[int], steps: Collection[str] | No
     for step in program.steps:
         reads = [i for i in step.inputs if i in touched]
         over = None
-        if reads and (steps is None or step.name in steps):
+        if reads and (within is None or not within.isdisjoint(step.outputs)):
             over = reads[0]
             for other in reads[1:]:
                 over = nearest(over, other)
@@ -159,7 +81,7 @@ def _replace(program: Program, name: str, found: Iterable[tuple[int, int]]) -> P
         if out not in makers:
             continue  # inside a larger one
         inside, extras, todo = set(), [], [out]
-        reach = signal(Program((root,), {}, program.steps, ()), [True])
+        reach = dependence.signal(Program((root,), {}, program.steps, ()), [True])
         while todo:
             number = todo.pop()
             if number == root:
@@ -217,7 +139,7 @@ def _alive(program: Program) -> Program:
     return program._replace(steps=tuple(reversed(steps)))
 
 
-def _modules(program: Program, pattern: str) -> Program:
+def _modules(program: Program, pattern: str, met: set[str]) -> Program:
     """One step for each run of steps inside a module whose path fits the pattern."""
 
     def module(step: Step) -> str | None:
@@ -236,6 +158,8 @@ def _modules(program: Program, pattern: str) -> Program:
             else:
                 runs.append([step])
         previous = here
+    if runs:
+        met.add(pattern)
     for steps in runs:
         made = {i for s in steps for i in s.outputs}
         reads = tuple(dict.fromkeys(i for s in steps for i in s.inputs if i not in made))
@@ -249,38 +173,78 @@ def _modules(program: Program, pattern: str) -> Program:
 def _activations(
     program: Program, touched: Collection[bool], keys: Collection[str]
 ) -> Iterator[tuple[int, int]]:
-    """Elementwise functions of one value that split and join: `x * sigmoid(x)`.
-
-    Sums of such are left: every rule for activations is linear in the activation.
+    """Elementwise functions of one value: those that split and join, as `x * sigmoid(x)`, and those
+    through a root, logarithm or quotient that parts of a value have none of, as `1 / (1 + exp(x))`.
     """
-    carries = signal(program, touched)
-    own = rules.POINTWISE - set(keys)
+    carries = dependence.signal(program, touched)
+    own = {
+        step.outputs[0]
+        for step in program.steps
+        if len(step.outputs) == 1 and step.name not in keys and is_pointwise(step)
+    }
     above = _dominators(program, carries, own)
-    floats = {
+    makers = {i: step for step in program.steps for i in step.outputs}
+    floats = set(program.inputs) | {
         out
         for step in program.steps
         for out, shape in zip(step.outputs, step.shapes, strict=True)
         if jnp.issubdtype(shape.dtype, jnp.floating)
-    } | set(program.inputs)
+    }
+
+    def bends(step: Step) -> bool:
+        """Whether it is a function of its operand that is not linear."""
+        reads = [i for i in step.inputs if i in carries]
+        linear = ("mul", "add", "sub", "neg", "div", "convert_element_type", "copy", "add_any")
+        return step.name not in linear or (len(reads) > 1 and step.name in ("mul", "div"))
+
+    def curve(number: int | None, stop: int | None = None) -> int | None:
+        """What the nearest function on the way up is a function of; None if there is none."""
+        while number != stop and number in own and not bends(makers[number]):
+            number = above[number]
+        return above[number] if number != stop and number in own else None
+
     for step in program.steps:
         reads = [i for i in step.inputs if i in carries]
         out = step.outputs[0] if step.outputs else None
-        if out not in floats or step.name not in own or not reads:
+        if out not in floats or out not in own or not reads:
             continue
-        joins = len(reads) > 1 and step.name not in ("add", "sub", "add_any")
+        root = None
+        joins = len(reads) > 1 and (
+            step.name not in ("add", "sub", "add_any")
+            or any(curve(i, above[out]) is not None for i in reads)
+        )
         if joins or any(i not in floats for i in reads):
             root = above[out]
-            while root is not None and root not in floats:
-                root = above[root]
-            if root is not None:
-                yield root, out
+        elif _is_partial(step, carries):
+            root = curve(above[out])
+        while root is not None and root not in floats:
+            root = above[root]
+        if root is not None:
+            yield root, out
+
+
+def is_pointwise(step: Step) -> bool:
+    """Whether it is a function of one element each, or a call of such."""
+    if step.inner is None:
+        return step.name in rules.POINTWISE
+    inner = step.inner
+    return len(inner.inputs) == 1 and all(s.name in POINTWISE_CALLS for s in inner.steps)
+
+
+def _is_partial(step: Step, carries: Collection[int]) -> bool:
+    """Whether it has a value only for some numbers, so that a part of a value may have none."""
+    if step.name == "div":
+        return step.inputs[1] in carries
+    if step.name == "integer_pow":
+        return step.params["y"] < 0
+    return step.name in rules.PARTIAL
 
 
 def _softmaxes(
     program: Program, touched: Collection[bool], keys: Collection[str]
 ) -> Iterator[tuple[int, int]]:
     """Exponentials over their sum, of scores with or without their maximum taken off."""
-    carries = signal(program, touched)
+    carries = dependence.signal(program, touched)
     makers = {i: step for step in program.steps for i in step.outputs}
 
     def back(number: int, names: Collection[str]) -> Step | None:
@@ -310,7 +274,7 @@ def _normalizations(
     program: Program, touched: Collection[bool], keys: Collection[str]
 ) -> Iterator[tuple[int, int]]:
     """Values times a scale made of their own mean square, with the constant added after."""
-    carries = signal(program, touched)
+    carries = dependence.signal(program, touched)
     above = _dominators(program, carries)
     makers = {i: step for step in program.steps for i in step.outputs}
     readers: dict[int, list[Step]] = {}
@@ -367,7 +331,7 @@ def output_gates(program: Program, touched: Collection[bool]) -> dict[int, int]:
 
     A cell is a sum of two products, each of a gate with what it lets through.
     """
-    carries = signal(program, touched)
+    carries = dependence.signal(program, touched)
     makers = {i: step for step in program.steps for i in step.outputs}
 
     def made_by(number: int, name: str) -> Step | None:

@@ -66,6 +66,9 @@ CLASSES: Mapping[str, str] = MappingProxyType(
 )
 
 POINTWISE = frozenset((*ELEMENTWISE, *WITHIN))
+PARTIAL = frozenset(
+    "acos acosh asin atanh digamma erf_inv lgamma log log1p log2 pow rsqrt sqrt".split()
+)
 
 # Which operands of a structural primitive are data; the rest says what to do with it.
 DATA: Mapping[str, slice | tuple[int, ...]] = MappingProxyType(
