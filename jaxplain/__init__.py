@@ -22,6 +22,7 @@ from jaxplain.methods.gradient import saliency as saliency
 from jaxplain.methods.path import expected_gradients as expected_gradients
 from jaxplain.methods.path import integrated_gradients as integrated_gradients
 from jaxplain.methods.smooth import smooth as smooth
+from jaxplain.methods.tokens import token_scores as token_scores
 from jaxplain.registry import METHODS as METHODS
 from jaxplain.registry import configure as configure
 from jaxplain.run import Record as Record
@@ -30,6 +31,7 @@ from jaxplain.run import Summary as Summary
 from jaxplain.run import load as load
 from jaxplain.run import run as run
 from jaxplain.types import Attribution as Attribution
+from jaxplain.types import DecomposedAttribution as DecomposedAttribution
 from jaxplain.types import Explainer as Explainer
 from jaxplain.types import JaxplainError as JaxplainError
 from jaxplain.types import SampledAttribution as SampledAttribution

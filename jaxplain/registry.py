@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain import baselines
+from jaxplain.methods import contextual
 from jaxplain.methods.gradient import input_x_gradient, saliency
 from jaxplain.methods.path import expected_gradients, integrated_gradients
 from jaxplain.methods.smooth import smooth
+from jaxplain.methods.tokens import token_scores
 from jaxplain.types import Explainer, JaxplainError
 
 
@@ -40,6 +42,7 @@ class Method(NamedTuple):
         implementation_invariance: scores depend on the function f computes, not on how it does.
         needs_key: raises without `key`.
         needs_baselines: raises without `baselines`, a set of reference inputs.
+        takes_where: takes `where`, which rows of x are no padding.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Method(NamedTuple):
     implementation_invariance: bool = True
     needs_key: bool = False
     needs_baselines: bool = False
+    takes_where: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -110,6 +114,15 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 linearity=False,
                 needs_key=True,
             ),
+            Method(
+                "contextual_decomposition",
+                token_scores,
+                "what came from each token alone, by rules for how values split on their way",
+                dummy=False,
+                linearity=False,
+                implementation_invariance=False,
+                takes_where=True,
+            ),
         )
     }
 )
@@ -118,20 +131,30 @@ BASELINES: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"blur": baselines.blur, "mean": baselines.mean, "zeros": baselines.zeros}
 )
 
+RULES: Mapping[str, contextual.Rules] = MappingProxyType(
+    {
+        "acd": contextual.CD_ACD,
+        "lstm": contextual.CD_LSTM,
+        "shapley": contextual.CD_SHAPLEY,
+        "transformer": contextual.CD_TRANSFORMER,
+        "transformer_qk": contextual.CD_TRANSFORMER_QK,
+    }
+)
+
 # Arrays of one example or of a data set, and what a method's name already says.
 _NOT_OPTIONS = {"key", "baselines", "where", "method", "statistic"}
 
 
-def find(name: str) -> Method:
+def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
     """The method called `name`.
 
     Raises:
         JaxplainError: there is none; the message gives the nearest names, or all.
     """
-    if name in METHODS:
-        return METHODS[name]
-    close = difflib.get_close_matches(name, METHODS, n=2)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {_listed(METHODS)}"
+    if name in methods:
+        return methods[name]
+    close = difflib.get_close_matches(name, methods, n=2)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {_listed(methods)}"
     raise JaxplainError(f"there is no method {name!r}: {hint}")
 
 
@@ -145,10 +168,11 @@ def options(method: Method | str) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def configure(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> Explainer:
-    """Bind `options` to the method called `name`, reading strings as their option's type.
+def configure(name: Method | str, options: Mapping[str, Any] = MappingProxyType({})) -> Explainer:
+    """Bind `options` to a method, or the one called `name`, reading strings as their option's type.
 
-    A baseline may be "zeros", "mean", "blur" or a number in a string, or anything the method takes.
+    A baseline may be "zeros", "mean", "blur" or a number in a string, rules the name of a table in
+    `RULES`, or either anything the method takes.
     `baselines`, where the method needs them, may be among the options or bound later.
 
     Raises:
@@ -158,8 +182,8 @@ def configure(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> E
     >>> configure("integrated_gradients", {"steps": "8", "baseline": "mean"}).keywords["steps"]
     8
     """
-    method = find(name)
-    known = _options(method)
+    method = find(name) if isinstance(name, str) else name
+    name, known = method.name, _options(method)
     bound = {}
     for option, value in options.items():
         if option == "baselines" and method.needs_baselines:
@@ -184,6 +208,8 @@ def _read(name: str, option: str, value: Any, annotation: Any) -> Any:
     """`value` as `annotation` has it, parsed if it is a string."""
     if option == "baseline":
         return _read_baseline(name, value)
+    if option == "rules":
+        return _read_rules(name, value)
     kinds = _kinds(annotation)
     if isinstance(value, str):
         for kind in kinds:
@@ -208,6 +234,14 @@ def _read_baseline(name: str, value: Any) -> Any:
         raise JaxplainError(
             f"{name}: baseline must be a number or one of {_listed(BASELINES)}, not {value!r}"
         ) from None
+
+
+def _read_rules(name: str, value: Any) -> contextual.Rules:
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, str) and value in RULES:
+        return RULES[value]
+    raise JaxplainError(f"{name}: rules must be one of {_listed(RULES)}, not {value!r}")
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:

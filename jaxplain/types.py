@@ -49,6 +49,26 @@ class SampledAttribution(NamedTuple):
     samples: Array
 
 
+class DecomposedAttribution(NamedTuple):
+    """An `Attribution` whose scores are relevant parts of f(x), each of one group of inputs.
+
+    Attributes:
+        scores: as in `Attribution`.
+        output: `[]` as in `Attribution`.
+        gap: `[]` NaN: groups overlap or interact, so that no sum is claimed.
+        whole: `[]` the relevant part of all inputs together, in f's units. The rest of f(x) is what
+            the rules leave with constants.
+        residual: `[]` the largest |relevant + irrelevant - f(x)| of any group, f(x) being evaluated
+            on its own: how nearly the program that was decomposed computes f.
+    """
+
+    scores: PyTree
+    output: Array
+    gap: Array
+    whole: Array
+    residual: Array
+
+
 @runtime_checkable
 class Explainer(Protocol):
     """Any method with its configuration bound: `functools.partial(method, **configuration)`."""

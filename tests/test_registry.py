@@ -25,6 +25,7 @@ def test_options_follow_the_signature():
     assert METHODS["expected_gradients"].options == ("chunk", "samples")
     assert METHODS["input_x_gradient"].options == ()
     assert METHODS["vargrad"].options == ("chunk", "deviation", "level", "samples")
+    assert METHODS["contextual_decomposition"].options == ("chunk", "rules")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,8 @@ def test_options_follow_the_signature():
         ("integrated_gradients", {"baseline": "0.5"}, {"baseline": 0.5}),
         ("integrated_gradients", {"steps": 8}, {"steps": 8}),
         ("saliency", {"absolute": "False"}, {"absolute": False}),
+        ("contextual_decomposition", {"rules": "lstm"}, {"rules": jxp.CD_LSTM}),
+        ("contextual_decomposition", {"rules": jxp.CD_ACD}, {"rules": jxp.CD_ACD}),
         ("smoothgrad", {"level": "0.2", "deviation": "None"}, {"level": 0.2, "deviation": None}),
         ("smoothgrad", {"level": 1, "deviation": "0.1"}, {"level": 1, "deviation": 0.1}),
     ],
@@ -80,7 +83,7 @@ def test_every_method_is_configured_and_runs(name, key):
             {},
             "there is no method 'integrated_gradient': did you mean integrated_gradients",
         ),
-        ("lime", {}, "there is no method 'lime': there are expected_gradients, input_x_gradient,"),
+        ("lime", {}, "there is no method 'lime': there are contextual_decomposition, expected_gr"),
         (
             "integrated_gradients",
             {"stepz": "3"},
@@ -104,6 +107,11 @@ def test_every_method_is_configured_and_runs(name, key):
         ("expected_gradients", {"samples": "1"}, "samples must be at least 2"),
         ("smoothgrad", {"level": "-0.1"}, "smoothgrad: level must be at least 0"),
         ("smoothgrad", {"deviation": "x"}, "deviation must be a number or none, not 'x'"),
+        (
+            "contextual_decomposition",
+            {"rules": "lrp"},
+            "contextual_decomposition: rules must be one of acd, lstm, shapley, transformer, tran",
+        ),
         ("saliency", {"absolute": "maybe"}, "absolute must be true or false, not 'maybe'"),
         ("saliency", {"absolute": 1}, "absolute must be true or false, not 1"),
     ],

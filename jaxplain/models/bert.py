@@ -255,6 +255,7 @@ def load_bert(
         unk_id=unk_id,
         mask_id=tokenizer.token_to_id("[MASK]"),
         special_ids=tuple(sorted({pad_id, *tokenizer.encode("").ids})),
+        kind="bert",
     )
 
 

@@ -286,4 +286,5 @@ def text_model(
         pad_id=words.PAD_ID,
         unk_id=words.UNKNOWN_ID,
         mask_id=None,
+        kind=next((k for k, kind in ENCODERS.items() if isinstance(module.encoder, kind)), ""),
     )

@@ -48,6 +48,8 @@ class TextModel(NamedTuple):
         unk_id: id of a word the vocabulary lacks.
         mask_id: id that stands for a hidden word; None where training had none.
         special_ids: ids that are no word of the text, and that a baseline keeps as they are.
+        kind: "transformer", "lstm", "cnn" or "bert": what suits the model's architecture, such as a
+            table of rules, is chosen by it; "" if it is none of them.
     """
 
     name: str
@@ -62,3 +64,4 @@ class TextModel(NamedTuple):
     unk_id: int
     mask_id: int | None = None
     special_ids: tuple[int, ...] = ()
+    kind: str = ""

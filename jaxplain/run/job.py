@@ -16,6 +16,11 @@ from jaxplain.run.sources import Texts, TextSource
 from jaxplain.run.text import NORMS, background, explain_text
 from jaxplain.types import JaxplainError
 
+# The table of rules that was published for a kind of model; others get "shapley".
+RULES: Mapping[str, str] = MappingProxyType(
+    {"bert": "transformer", "cnn": "acd", "lstm": "lstm", "transformer": "transformer"}
+)
+
 
 class Job(NamedTuple):
     """What a run of texts is made of.
@@ -60,10 +65,14 @@ def prepare(
     settings, known = dict(options), defaults(method)
     baseline = settings.pop("baseline", None) if "baseline" in known else None
     baseline = known.get("baseline") if baseline is None else baseline
-    explainer = registry.configure(method, settings)
-    bound = explainer.keywords  # type: ignore[attr-defined]
-    shown = {key: baseline if key == "baseline" else bound.get(key, known[key]) for key in known}
+    registry.configure(method, {k: v for k, v in settings.items() if (k, v) != ("rules", "auto")})
     model = models.load(name)
+    if "rules" in known and settings.get("rules", "auto") == "auto":
+        settings["rules"] = RULES.get(model.kind, "shapley")
+    explainer = registry.configure(method, settings)
+    shown = known | explainer.keywords  # type: ignore[attr-defined]
+    shown |= {"baseline": baseline} if "baseline" in known else {}
+    shown |= {"rules": settings["rules"]} if "rules" in known else {}
     source = TextSource(texts.texts, texts.labels, model, target=target, max_length=max_length)
     sentences = None
     if registry.METHODS[method].needs_baselines:
@@ -77,6 +86,7 @@ def prepare(
         baseline=baseline,
         references=sentences,
         magnitude=method in NORMS and shown.get("absolute", True) is not False,
+        where=registry.METHODS[method].takes_where,
     )
     return Job(model, source, function, shown)
 
@@ -94,6 +104,8 @@ def defaults(method: str) -> dict[str, Any]:
     known = {name: value for name, (value, _) in registry.options(method).items()}
     if "baseline" in known:
         known["baseline"] = "zeros"
+    if "rules" in known:
+        known["rules"] = "auto"
     return known
 
 

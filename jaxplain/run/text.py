@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.models.types import TextModel
-from jaxplain.types import Array, Attribution, JaxplainError, PyTree, SampledAttribution
+from jaxplain.types import (
+    Array,
+    Attribution,
+    DecomposedAttribution,
+    JaxplainError,
+    PyTree,
+    SampledAttribution,
+)
 
 # Methods that give a gradient, whose entries are no parts of a sum: a token gets its length.
 NORMS = ("saliency", "smoothgrad")
@@ -83,11 +90,12 @@ def baseline_id(baseline: str, model: TextModel) -> int | None:
 
 def explain_text(
     model: TextModel,
-    explainer: Callable[..., Attribution | SampledAttribution],
+    explainer: Callable[..., Attribution | SampledAttribution | DecomposedAttribution],
     *,
     baseline: str | None = None,
     references: Background | None = None,
     magnitude: bool = False,
+    where: bool = False,
 ) -> Callable[[PyTree, PyTree, Array], PyTree]:
     """Make the function of one text that `run` maps over a `TextSource`.
 
@@ -95,7 +103,8 @@ def explain_text(
     `[T, D]`. A token's score is the sum of its embedding's D scores: the scores of all tokens then
     still sum to what those of all dimensions did, and the gap stays what it was. Methods that give
     a gradient (`NORMS`) take the Euclidean norm over D instead: the sum of a gradient's entries
-    means nothing, and opposite signs would cancel.
+    means nothing, and opposite signs would cancel. Methods that score tokens, `[T, 1]`, are taken
+    as they are.
 
     A sampled token score's standard error is bounded by the sum of its dimensions' standard
     errors, which it reaches if they all err together; a norm's, by their root sum of squares.
@@ -110,6 +119,7 @@ def explain_text(
         references: for methods that take a set of `baselines`. Each sentence is repeated or cut to
             the example's length; special tokens stay where the example has them.
         magnitude: norm over D, instead of the sum.
+        where: tell the method which tokens are no padding, as `where`.
 
     Returns:
         `(params, example, key) -> dict` of `attribution` (scores `[T]`), `logits` `[C]` and
@@ -146,9 +156,11 @@ def explain_text(
             settings["baseline"] = jnp.broadcast_to(total / jnp.sum(mask), x.shape)
         elif token is not None:
             settings["baseline"] = model.embed(params, jnp.where(special, ids, token))
+        if where:
+            settings["where"] = mask
         result = explainer(f, x, key=key, **settings)
         return {
-            "attribution": per_token(result, mask, x.shape, magnitude),
+            "attribution": per_token(result, mask, magnitude),
             "logits": logits,
             "target": target.astype(jnp.int32),
         }
@@ -157,15 +169,13 @@ def explain_text(
 
 
 def per_token(
-    result: Attribution | SampledAttribution,
+    result: Attribution | SampledAttribution | DecomposedAttribution,
     mask: Array,
-    shape: tuple[int, ...],
     magnitude: bool,
-) -> Attribution | SampledAttribution:
-    """Reduce an attribution of `[T, D]` to one of `[T]`; see `explain_text` for how."""
+) -> Attribution | SampledAttribution | DecomposedAttribution:
+    """Reduce an attribution of `[T, D]` or `[T, 1]` to one of `[T]`; see `explain_text` for how."""
 
     def reduce(scores, norm):
-        scores = jnp.broadcast_to(scores, shape)
         reduced = jnp.sqrt(jnp.sum(scores**2, axis=-1)) if norm else jnp.sum(scores, axis=-1)
         return jnp.where(mask, reduced, 0)
 

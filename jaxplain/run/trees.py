@@ -10,11 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.types import Attribution, JaxplainError, PyTree, SampledAttribution
+from jaxplain.types import (
+    Attribution,
+    DecomposedAttribution,
+    JaxplainError,
+    PyTree,
+    SampledAttribution,
+)
 
 # NaN is an honest value in these fields of a result: "not claimed".
 MAY_BE_NAN = {"gap", "standard_error"}
-KNOWN = {kind.__name__: kind for kind in (Attribution, SampledAttribution)}
+KNOWN: dict[str, Any] = {
+    kind.__name__: kind for kind in (Attribution, DecomposedAttribution, SampledAttribution)
+}
 
 
 class Example(NamedTuple):
