@@ -64,7 +64,7 @@ class BothWays(nn.Module):
     def __call__(self, x):
         cell = partial(nn.OptimizedLSTMCell, 3, param_dtype=self.dtype)
         lengths = jnp.array(x.shape[0] - 2)
-        both = nn.Bidirectional(nn.RNN(cell()), nn.RNN(cell()))(x, seq_lengths=lengths)
+        both: Any = nn.Bidirectional(nn.RNN(cell()), nn.RNN(cell()))(x, seq_lengths=lengths)
         return nn.Dense(2)(jnp.max(both[: x.shape[0] - 2], axis=0))
 
 
@@ -150,7 +150,8 @@ class NnxRecurrent(nnx.Module):
 
     def __call__(self, x):
         if not self.loop:
-            return self.head(nnx.RNN(self.cell, rngs=nnx.Rngs(0))(x)[-1])
+            states: Any = nnx.RNN(self.cell, rngs=nnx.Rngs(0))(x)
+            return self.head(states[-1])
         carry = self.cell.initialize_carry(x.shape[1:], rngs=nnx.Rngs(0))
         for i in range(x.shape[0]):
             carry, shown = self.cell(carry, x[i])
