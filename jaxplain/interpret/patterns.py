@@ -120,7 +120,7 @@ def _swap(
         lambda values: walk.run(inner, values),
         inner,
     )
-    place = program.steps.index(last)
+    place = [s.outputs for s in program.steps].index(last.outputs)  # numbers are unique
     steps_after = (*program.steps[:place], one, *program.steps[place:])
     return _alive(
         program._replace(
@@ -163,7 +163,7 @@ def _modules(program: Program, pattern: str, met: set[str]) -> Program:
     for steps in runs:
         made = {i for s in steps for i in s.outputs}
         reads = tuple(dict.fromkeys(i for s in steps for i in s.inputs if i not in made))
-        elsewhere = {i for s in program.steps if s not in steps for i in s.inputs}
+        elsewhere = {i for s in program.steps if made.isdisjoint(s.outputs) for i in s.inputs}
         elsewhere |= set(program.outputs)
         makes = tuple(i for s in steps for i in s.outputs if i in elsewhere)
         program = _swap(program, pattern, tuple(steps), reads, makes)
@@ -195,7 +195,9 @@ def _activations(
         """Whether it is a function of its operand that is not linear."""
         reads = [i for i in step.inputs if i in carries]
         linear = ("mul", "add", "sub", "neg", "div", "convert_element_type", "copy", "add_any")
-        return step.name not in linear or (len(reads) > 1 and step.name in ("mul", "div"))
+        if step.name == "div" and step.inputs[1] in carries:
+            return True
+        return step.name not in linear or (len(reads) > 1 and step.name == "mul")
 
     def curve(number: int | None, stop: int | None = None) -> int | None:
         """What the nearest function on the way up is a function of; None if there is none."""
