@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+from jax import lax
 
 from jaxplain.types import Array, JaxplainError
 
@@ -26,7 +27,10 @@ class Parts(NamedTuple):
 
     @property
     def irrelevant(self) -> Array:
-        return self.signal - self.relevant
+        """A difference: below its rounding error it is 0, and takes no share of anything."""
+        rest = self.signal - self.relevant
+        noise = 4 * float(jnp.finfo(rest.dtype).eps) * jnp.abs(self.signal)
+        return rest - lax.stop_gradient(jnp.where(jnp.abs(rest) > noise, 0, rest))
 
     @property
     def total(self) -> Array:
@@ -119,11 +123,7 @@ def settle(value: Value, rules: Rules) -> Value:
     """The value without constants apart: the table's rule for them has split them."""
     if not isinstance(value, Parts) or value.bias is None:
         return value
-    rest = value.irrelevant
-    # A difference: below its rounding error it is none, and must not take a share.
-    noise = 4 * float(jnp.finfo(rest.dtype).eps) * jnp.abs(value.signal)
-    rest = jnp.where(jnp.abs(rest) > noise, rest, 0)
-    part = rules["bias"](value.relevant, rest, value.bias, rules["size"])
+    part = rules["bias"](value.relevant, value.irrelevant, value.bias, rules["size"])
     return Parts(value.relevant + part, value.total, None, value.member)
 
 

@@ -261,7 +261,7 @@ def _softmaxes(
         power, total = makers.get(step.inputs[0]), back(step.inputs[1], MOVES)
         if power is None or power.name != "exp" or total is None or total.name != "reduce_sum":
             continue
-        if total.inputs[0] != step.inputs[0]:
+        if back(total.inputs[0], MOVES) is not power:
             continue
         scores = power.inputs[0]
         shifted = makers.get(scores)

@@ -64,8 +64,8 @@ def first(op: Operation, x: Parts) -> Parts:
 
 def last(op: Operation, x: Parts) -> Parts:
     """What the relevant part adds to the rest, as if it came last: `φ(total) - φ(irrelevant)`."""
-    total = op(x.total)
-    return Parts(total - op(x.total - x.relevant), total)
+    total, rest = op(x.total), x.irrelevant
+    return Parts(total - op(rest if x.bias is None else rest + x.bias), total)
 
 
 def shapley(op: Operation, x: Parts) -> Parts:
