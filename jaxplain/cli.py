@@ -19,13 +19,13 @@ import jax
 from cyclopts import App, Group, Parameter
 
 import jaxplain
-from jaxplain import models, registry, report
+from jaxplain import models, report
 from jaxplain.models import trained
 from jaxplain.report import api
 from jaxplain.report.view import Survey
 from jaxplain.run import Summary, run
 from jaxplain.run.fingerprint import jsonable
-from jaxplain.run.job import bundled, choose_devices, defaults, free_directory, prepare
+from jaxplain.run.job import METHODS, bundled, choose_devices, defaults, free_directory, prepare
 from jaxplain.run.sources import read_texts
 from jaxplain.types import JaxplainError
 
@@ -223,7 +223,7 @@ def list_methods() -> int:
 
     A complete method's scores add up to f(x) - f(baseline), and its gap says how nearly.
     """
-    for name, method in registry.METHODS.items():
+    for name, method in METHODS.items():
         marks = [mark for mark, yes in (("complete", method.complete),) if yes]
         marks += ["samples: see --seed"] * method.needs_key
         marks += ["needs references: see --background"] * method.needs_baselines
@@ -261,11 +261,11 @@ def spelled(value: Any) -> str:
 
 def check_options(method: str, options: Mapping[str, str]) -> None:
     """Refuse an option that neither the method nor the command has."""
-    known = registry.options(method)
+    known = defaults(method)
     own = [name for name in inspect.signature(explain).parameters if name != "options"]
     for name in options:
         if name.replace("-", "_") not in known:
-            owners = [m for m in registry.METHODS if name.replace("-", "_") in registry.options(m)]
+            owners = [m for m in METHODS if name.replace("-", "_") in defaults(m)]
             close = difflib.get_close_matches(flag(name), [flag(n) for n in (*own, *known)], 1)
             if owners:
                 hint = f"it is an option of {', '.join(owners)}; "

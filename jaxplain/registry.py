@@ -43,6 +43,7 @@ class Method(NamedTuple):
         needs_key: raises without `key`.
         needs_baselines: raises without `baselines`, a set of reference inputs.
         takes_where: takes `where`, which rows of x are no padding.
+        takes_units: takes `units`, which rows of x join to groups.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Method(NamedTuple):
     needs_key: bool = False
     needs_baselines: bool = False
     takes_where: bool = False
+    takes_units: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -142,7 +144,7 @@ RULES: Mapping[str, contextual.Rules] = MappingProxyType(
 )
 
 # Arrays of one example or of a data set, and what a method's name already says.
-_NOT_OPTIONS = {"key", "baselines", "where", "method", "statistic"}
+_NOT_OPTIONS = {"key", "baselines", "where", "units", "method", "statistic"}
 
 
 def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
@@ -210,6 +212,11 @@ def _read(name: str, option: str, value: Any, annotation: Any) -> Any:
         return _read_baseline(name, value)
     if option == "rules":
         return _read_rules(name, value)
+    if typing.get_origin(annotation) is typing.Literal:
+        choices = typing.get_args(annotation)
+        if value in choices:
+            return value
+        raise JaxplainError(f"{name}: {option} must be {' or '.join(choices)}, not {value!r}")
     kinds = _kinds(annotation)
     if isinstance(value, str):
         for kind in kinds:

@@ -3,6 +3,8 @@
 A unit is whatever joins: a word, a pixel, a tile, a superpixel, a feature.
 """
 
+from jaxplain.hierarchy.contextual import Agglomeration as Agglomeration
+from jaxplain.hierarchy.contextual import acd as acd
 from jaxplain.hierarchy.growth import PAPER_IMAGES as PAPER_IMAGES
 from jaxplain.hierarchy.growth import PAPER_TEXT as PAPER_TEXT
 from jaxplain.hierarchy.growth import PUBLISHED_TEXT as PUBLISHED_TEXT

@@ -93,5 +93,7 @@ def sentence(found: Survey, speed: str | None = None) -> str:
                 for name, take in (("median", np.median), ("largest", np.max))
             )
         )
+    if found.residual is not None:
+        facts.append(f"parts sum to f(x) within {found.residual:.1g}")
     facts += [f"{found.failed:,} failed", f"{found.truncated:,} truncated"]
     return " · ".join(facts)

@@ -7,14 +7,12 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from jaxplain.report.shades import LEVELS, NEGATIVE, POSITIVE
+from jaxplain.report.trees import sentence_tree_text
 from jaxplain.report.view import Part, View, level, view, words
 from jaxplain.report.web import ends, exact, percent, share, signed, two_sided
 from jaxplain.run.store import Record
 
-LEVELS = 4
-# Dark letters on a tint are readable whatever the terminal's background is.
-POSITIVE = ("", "", "#000000 on #f8d2a4", "#000000 on #f2a64e", "bold #000000 on #e67e00")
-NEGATIVE = ("", "", "#000000 on #b5d4f4", "#000000 on #78b0ea", "bold #000000 on #4090e0")
 SHADES = " ░▒▓█"
 ROWS = 10  # features shown per example
 
@@ -73,7 +71,8 @@ def headline(seen: View) -> str:
         mark = {True: " (right)", False: " (wrong)", None: ""}[seen.correct]
         facts.append(f"label {seen.label}{mark}")
     if seen.target is not None:
-        facts.append(f"explained {seen.target}")
+        over = "" if seen.other is None else f" over {seen.other}"
+        facts.append(f"explained {seen.target}{over}")
     if seen.output is not None and seen.prediction is None:
         facts.append(f"f(x) {signed(seen.output)}")
     if seen.gap is not None and seen.relative_gap is not None:
@@ -93,7 +92,9 @@ def example(seen: View, console: Console) -> None:
     for part in seen.parts:
         if part.title:
             console.print(Text(f"  {part.title}"))
-        if part.kind == "tokens":
+        if part.tree is not None:
+            shown = sentence_tree_text(part.tree, part.names, colour=colour)
+        elif part.kind == "tokens":
             shown = tokens(part, colour)
         else:
             shown = image(part) if part.kind == "image" else bars(part)
@@ -111,6 +112,8 @@ def legend(views: list[View], console: Console) -> None:
         for style in (*(reversed(NEGATIVE[2:]) if both else ()), "", *POSITIVE[2:]):
             text.append("   ", style)
         text.append(f" {high}" if both else " most influence")
+    elif all(part.kind == "tree" for seen in views for part in seen.parts):
+        text = Text(f"each phrase with its score, + {high}, − {low}, under the one it is part of")
     elif both:
         text = Text(f"[+word] {high}, [-word] {low}; more signs, stronger")
     else:
@@ -121,7 +124,7 @@ def legend(views: list[View], console: Console) -> None:
 def examples(records: Iterable[Record], configuration: Mapping[str, Any], console: Console) -> None:
     """Print records with a legend."""
     views = [view(record, configuration) for record in records]
-    if any(part.kind == "tokens" for seen in views for part in seen.parts):
+    if any(part.kind in ("tokens", "tree") for seen in views for part in seen.parts):
         legend(views, console)
     for seen in views:
         example(seen, console)

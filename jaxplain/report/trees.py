@@ -8,7 +8,7 @@ import numpy as np
 from rich.text import Text
 
 from jaxplain.hierarchy import Hierarchy, heights, members
-from jaxplain.report import heat
+from jaxplain.report import shades
 from jaxplain.report.view import level, words
 from jaxplain.types import JaxplainError
 
@@ -114,8 +114,8 @@ def sentence_tree_text(hierarchy: Hierarchy, pieces: Sequence[str], *, colour: b
     def styled(box: Box) -> str:
         if not colour or box.score is None:
             return "" if box.score is not None or not colour else "dim"
-        step = level(box.score, strongest, heat.LEVELS)
-        return (heat.POSITIVE if step > 0 else heat.NEGATIVE)[abs(step)]
+        step = level(box.score, strongest, shades.LEVELS)
+        return (shades.POSITIVE if step > 0 else shades.NEGATIVE)[abs(step)]
 
     def write(place: int, lead: str, rest: str) -> None:
         box = found[place]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxplain.hierarchy import Hierarchy, members
 from jaxplain.run.store import Record
 
 SPECIAL = re.compile(r"\[(CLS|SEP|PAD|MASK|BOS|EOS)\]|<(s|/s|pad|cls|sep|mask|bos|eos)>|<\|.*\|>")
@@ -15,12 +16,13 @@ class Part(NamedTuple):
     """The scores of one input array.
 
     Attributes:
-        kind: "tokens", "bars" or "image".
+        kind: "tokens", "tree", "bars" or "image".
         title: the array's place in the input; empty if it is the only one.
         scores: `[N]`, or `[H, W]` for an image.
         names: N pieces or feature names; empty for an image.
         errors: standard errors, like `scores`, where the method estimates them.
         image: the input itself `[H, W]` or `[H, W, C]`, where the record holds it.
+        tree: of the pieces, where kind is "tree".
     """
 
     kind: str
@@ -29,6 +31,7 @@ class Part(NamedTuple):
     names: list[str]
     errors: np.ndarray | None = None
     image: np.ndarray | None = None
+    tree: Hierarchy | None = None
 
 
 class View(NamedTuple):
@@ -42,11 +45,13 @@ class View(NamedTuple):
         prediction: name of the predicted class.
         probability: its probability.
         target: name of the explained class.
+        other: name of the class that it was compared with.
         label: the true class.
         correct: whether prediction and label agree.
         output: f(x).
         gap: completeness residual; None where the method claims none.
         change: f(x) - f(baseline), which the scores should sum to; None with `gap`.
+        residual: largest |relevant + irrelevant - f(x)|, where the method decomposes f(x).
         truncated: the example was cut, in words.
     """
 
@@ -57,11 +62,13 @@ class View(NamedTuple):
     prediction: str | None = None
     probability: float | None = None
     target: str | None = None
+    other: str | None = None
     label: str | None = None
     correct: bool | None = None
     output: float | None = None
     gap: float | None = None
     change: float | None = None
+    residual: float | None = None
     truncated: str | None = None
 
     @property
@@ -88,6 +95,7 @@ class Survey(NamedTuple):
         correct: how many of those are predicted rightly.
         gaps: `[N]` |gap| of every explained example, empty where none is claimed.
         relative_gaps: `[N]` as a share of |f(x) - f(baseline)|.
+        residual: the largest of any example; None where no method decomposes f(x).
     """
 
     views: list[View]
@@ -100,6 +108,7 @@ class Survey(NamedTuple):
     correct: int
     gaps: np.ndarray
     relative_gaps: np.ndarray
+    residual: float | None
 
 
 def field(value: Any, name: str) -> Any:
@@ -151,6 +160,26 @@ def part(
     return Part("image", title, scores, [], None, image if fits else None)
 
 
+def sentence(tree: Any, pieces: list[str] | None) -> Part | None:
+    """The tree of a sentence without its special tokens; None if it is not one of runs of words."""
+    if tree is None or not pieces or np.shape(field(tree, "unit_parent")) != (len(pieces),):
+        return None
+    tree = Hierarchy(*map(np.asarray, tree))  # type: ignore[arg-type]
+    shown = words(pieces)
+    keep = [i for i, word in enumerate(shown) if tree.unit_level[i] or not word.special]
+    if not keep or not np.isfinite(tree.scores).all():
+        return None
+    few = Hierarchy(
+        *(leaf[keep] if name.startswith("unit") else leaf[: len(keep)] if leaf.ndim else leaf
+          for name, leaf in zip(Hierarchy._fields, tree, strict=True))
+    )  # fmt: skip
+    for held in members(few):
+        if np.ptp(np.flatnonzero(held)) + 1 != held.sum():
+            return None
+    scores = np.asarray(few.unit_scores, np.float64)
+    return Part("tree", "", scores, [pieces[i] for i in keep], tree=few)
+
+
 def parts(result: Any, notes: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[Part]:
     """Every array of scores in a result, ready to be shown."""
     attribution = field(result, "attribution")
@@ -163,6 +192,10 @@ def parts(result: Any, notes: Mapping[str, Any], configuration: Mapping[str, Any
         together = np.array(found) if len(found) == len(scores) else None
         values = np.array([array.item() for _, array in scores])
         return [part("", values, together, None, [path for path, _ in scores], None)]
+    tree = result if field(result, "unit_parent") is not None else field(attribution, "hierarchy")
+    grown = sentence(tree, notes.get("pieces"))
+    if grown is not None:
+        return [grown]
     image = field(result, "image")
     return [
         part(path, array, errors.get(path), notes.get("pieces"), names, image)
@@ -181,9 +214,10 @@ def number(value: Any) -> float | None:
 def view(record: Record, configuration: Mapping[str, Any]) -> View:
     """Read what a record says.
 
-    A result is an attribution, or a dict or named tuple with one as `attribution`, and beside it,
-    each optional, `logits` `[C]`, `target` `[]`, `label` `[]` and `image`. Notes may hold `text`,
-    `pieces`, `names`, `label` and `truncated`; the run's configuration `classes` and `names`.
+    A result is an attribution or a `Hierarchy` of words, or a dict or named tuple with one as
+    `attribution`, and beside it, each optional, `logits` `[C]`, `target` `[]`, `other` `[]`,
+    `label` `[]` and `image`. Notes may hold `text`, `pieces`, `names`, `label` and `truncated`; the
+    run's configuration `classes` and `names`.
     """
     notes, result = record.notes or {}, record.result
     text = notes.get("text")
@@ -221,11 +255,13 @@ def view(record: Record, configuration: Mapping[str, Any]) -> View:
         prediction=prediction,
         probability=probability,
         target=name(field(result, "target")),
+        other=name(field(result, "other")),
         label=label,
         correct=prediction == label if known and prediction is not None else None,
         output=number(field(attribution, "output")),
         gap=gap,
         change=change,
+        residual=number(field(attribution, "residual")),
         truncated=notes.get("truncated") or None,
     )
 
@@ -236,7 +272,7 @@ def survey(
     """Read all records once; keep the first `limit` explained ones and the first failed ones."""
     views, failed, reasons = [], [], {}
     counts = dict.fromkeys(("examples", "failed", "truncated", "labelled", "correct"), 0)
-    gaps, relative = [], []
+    gaps, relative, residuals = [], [], []
     for record in records:
         seen = view(record, configuration)
         counts["examples"] += 1
@@ -252,11 +288,19 @@ def survey(
         if seen.gap is not None:
             gaps.append(abs(seen.gap))
             relative.append(seen.relative_gap)
+        if seen.residual is not None:
+            residuals.append(seen.residual)
         if len(views) < limit:
             views.append(seen)
     ordered = dict(sorted(reasons.items(), key=lambda item: -item[1]))
     return Survey(
-        views, failed, ordered, **counts, gaps=np.array(gaps), relative_gaps=np.array(relative)
+        views,
+        failed,
+        ordered,
+        **counts,
+        gaps=np.array(gaps),
+        relative_gaps=np.array(relative),
+        residual=max(residuals, default=None),
     )
 
 

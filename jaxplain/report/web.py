@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 import jaxplain
 from jaxplain.report import png
+from jaxplain.report.trees import sentence_tree_html
 from jaxplain.report.view import Part, Survey, View, level, words
 
 LEVELS = 10  # colour steps on either side of zero
@@ -72,6 +73,12 @@ def tokens(part: Part) -> Markup:
             f'data-v="{exact(part, position)}">{html.escape(word.text)}</span>'
         )
     return Markup("".join(pieces).strip())
+
+
+def tree(part: Part) -> Markup:
+    """A sentence's tree, which scrolls where it is wider than the page."""
+    assert part.tree is not None
+    return Markup(sentence_tree_html(part.tree, part.names))
 
 
 def bars(part: Part) -> Markup:
@@ -157,6 +164,8 @@ def tiles(found: Survey) -> list[dict[str, str]]:
         for name, take in (("median", np.median), ("largest", np.max)):
             part = share(float(take(found.relative_gaps)))
             rows.append((f"{take(found.gaps):.2g}", f"{name} completeness gap; share {part}"))
+    if found.residual is not None:
+        rows.append((brief(found.residual), "largest |relevant + irrelevant − f(x)|"))
     return [{"value": value, "name": name} for value, name in rows]
 
 
@@ -247,7 +256,7 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
         advice=advice(found, configuration),
         configuration=rows,
         version=jaxplain.__version__,
-        **{f.__name__: f for f in (tokens, bars, pictures, signed, brief, percent, share)},
+        **{f.__name__: f for f in (tokens, tree, bars, pictures, signed, brief, percent, share)},
     )
 
 

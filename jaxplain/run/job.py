@@ -10,11 +10,30 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from jaxplain import models, registry
+from jaxplain import hierarchy, models, registry
+from jaxplain.registry import Method
 from jaxplain.run.fingerprint import versions
 from jaxplain.run.sources import Texts, TextSource
 from jaxplain.run.text import NORMS, background, explain_text
 from jaxplain.types import JaxplainError
+
+# The methods that explain a text: those of any input, and those that group its words.
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        **registry.METHODS,
+        "acd": Method(
+            "acd",
+            hierarchy.acd,
+            "a tree of the sentence's phrases, grown from what counts most, each with its score",
+            dummy=False,
+            linearity=False,
+            implementation_invariance=False,
+            takes_where=True,
+            takes_units=True,
+        ),
+    }
+)
+SCORES = ("difference", "logit")  # what the trees score: of two classes, or of the target alone
 
 # The table of rules that was published for a kind of model; others get "shapley".
 RULES: Mapping[str, str] = MappingProxyType(
@@ -53,8 +72,9 @@ def prepare(
     Args:
         name: a bundled model, or the path of one.
         texts: what to explain.
-        method: a name of `registry.METHODS`.
-        options: the method's, as text or as values; `baseline` as `explain_text` takes it.
+        method: a name of `METHODS`.
+        options: the method's, as text or as values; `baseline` as `explain_text` takes it; `rules`
+            may be "auto", the published table for this kind of model; `score` one of `SCORES`.
         target: as `TextSource` takes it.
         max_length: as `TextSource` takes it.
         references: how many texts serve as reference inputs, for methods that need a set.
@@ -62,20 +82,23 @@ def prepare(
     Raises:
         JaxplainError: on an unknown name, an option that does not fit, a target that is no class.
     """
-    settings, known = dict(options), defaults(method)
-    baseline = settings.pop("baseline", None) if "baseline" in known else None
-    baseline = known.get("baseline") if baseline is None else baseline
-    registry.configure(method, {k: v for k, v in settings.items() if (k, v) != ("rules", "auto")})
+    kind, settings, known = registry.find(method, METHODS), dict(options), defaults(method)
+    own = {k: settings.pop(k, v) for k, v in known.items() if k in ("baseline", "score")}
+    if "score" in own and own["score"] not in SCORES:
+        raise JaxplainError(f"{method}: score must be {' or '.join(SCORES)}, not {own['score']!r}")
+    automatic = "rules" in known and settings.get("rules", "auto") == "auto"
+    if automatic:
+        settings.pop("rules", None)
+    explainer = registry.configure(kind, settings)  # before a model is read: it may be refused
     model = models.load(name)
-    if "rules" in known and settings.get("rules", "auto") == "auto":
+    if automatic:
         settings["rules"] = RULES.get(model.kind, "shapley")
-    explainer = registry.configure(method, settings)
-    shown = known | explainer.keywords  # type: ignore[attr-defined]
-    shown |= {"baseline": baseline} if "baseline" in known else {}
+        explainer = registry.configure(kind, settings)
+    shown = known | explainer.keywords | own  # type: ignore[attr-defined]
     shown |= {"rules": settings["rules"]} if "rules" in known else {}
     source = TextSource(texts.texts, texts.labels, model, target=target, max_length=max_length)
     sentences = None
-    if registry.METHODS[method].needs_baselines:
+    if kind.needs_baselines:
         if references < 1:
             raise JaxplainError(f"--background must be at least 1, not {references}")
         sentences = background(texts.texts, model, references)
@@ -83,10 +106,12 @@ def prepare(
     function = explain_text(
         model,
         explainer,
-        baseline=baseline,
+        baseline=own.get("baseline"),
         references=sentences,
         magnitude=method in NORMS and shown.get("absolute", True) is not False,
-        where=registry.METHODS[method].takes_where,
+        where=kind.takes_where,
+        units=kind.takes_units,
+        contrast=own.get("score") == "difference",
     )
     return Job(model, source, function, shown)
 
@@ -101,11 +126,11 @@ def bundled(limit: int | None) -> Texts:
 
 def defaults(method: str) -> dict[str, Any]:
     """A method's options with their defaults, as the command line spells them."""
-    known = {name: value for name, (value, _) in registry.options(method).items()}
-    if "baseline" in known:
-        known["baseline"] = "zeros"
-    if "rules" in known:
-        known["rules"] = "auto"
+    kind = registry.find(method, METHODS)
+    known = {name: value for name, (value, _) in registry.options(kind).items()}
+    known |= {k: v for k, v in (("baseline", "zeros"), ("rules", "auto")) if k in known}
+    if kind.takes_units:
+        known["score"] = SCORES[0]
     return known
 
 

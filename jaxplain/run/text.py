@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxplain.hierarchy import Agglomeration
 from jaxplain.models.types import TextModel
 from jaxplain.types import (
     Array,
@@ -21,6 +22,10 @@ from jaxplain.types import (
 # Methods that give a gradient, whose entries are no parts of a sum: a token gets its length.
 NORMS = ("saliency", "smoothgrad")
 BASELINES = ("zeros", "mean", "pad", "mask", "unk", "token:WORD")
+
+
+# What methods give here: NamedTuples with scores, which come out as one number a token.
+Explanation: TypeAlias = Attribution | SampledAttribution | DecomposedAttribution | Agglomeration
 
 
 class Background(NamedTuple):
@@ -90,12 +95,14 @@ def baseline_id(baseline: str, model: TextModel) -> int | None:
 
 def explain_text(
     model: TextModel,
-    explainer: Callable[..., Attribution | SampledAttribution | DecomposedAttribution],
+    explainer: Callable[..., Explanation],
     *,
     baseline: str | None = None,
     references: Background | None = None,
     magnitude: bool = False,
     where: bool = False,
+    units: bool = False,
+    contrast: bool = False,
 ) -> Callable[[PyTree, PyTree, Array], PyTree]:
     """Make the function of one text that `run` maps over a `TextSource`.
 
@@ -120,14 +127,21 @@ def explain_text(
             the example's length; special tokens stay where the example has them.
         magnitude: norm over D, instead of the sum.
         where: tell the method which tokens are no padding, as `where`.
+        units: tell it which of them are words, and not special tokens, as `units`.
+        contrast: explain the target's logit less that of the strongest other class.
 
     Returns:
-        `(params, example, key) -> dict` of `attribution` (scores `[T]`), `logits` `[C]` and
-        `target` `[]` int32. Costs what the method costs, and one forward pass.
+        `(params, example, key) -> dict` of `attribution` (scores `[T]`), `logits` `[C]`,
+        `target` `[]` int32 and, with `contrast`, `other` `[]` int32. Costs what the method costs,
+        and one forward pass.
 
     Raises:
-        JaxplainError: if the model has no token for `baseline`.
+        JaxplainError: if the model has no token for `baseline`, or no two classes to contrast.
     """
+    if contrast and len(model.labels) < 2:
+        raise JaxplainError(
+            f"{model.name} has one class, and no other to compare with: --score logit"
+        )
     token = None if baseline is None else baseline_id(baseline, model)
 
     def explain(params, example, key):
@@ -138,8 +152,14 @@ def explain_text(
         logits = model.score(params, x, mask)
         target = jnp.where(example["target"] < 0, jnp.argmax(logits), example["target"])
 
+        chosen = {"target": target.astype(jnp.int32)}
+        if contrast:
+            rest = jnp.where(jnp.arange(logits.shape[0]) == target, -jnp.inf, logits)
+            chosen["other"] = jnp.argmax(rest).astype(jnp.int32)
+
         def f(x):
-            return model.score(params, x, mask)[target]
+            scores = model.score(params, x, mask)
+            return scores[target] - scores[chosen["other"]] if contrast else scores[target]
 
         special = jnp.isin(ids, jnp.asarray(model.special_ids, ids.dtype))
         settings = {}
@@ -158,21 +178,19 @@ def explain_text(
             settings["baseline"] = model.embed(params, jnp.where(special, ids, token))
         if where:
             settings["where"] = mask
+        if units:
+            settings["units"] = mask & ~special
         result = explainer(f, x, key=key, **settings)
         return {
             "attribution": per_token(result, mask, magnitude),
             "logits": logits,
-            "target": target.astype(jnp.int32),
+            **chosen,
         }
 
     return explain
 
 
-def per_token(
-    result: Attribution | SampledAttribution | DecomposedAttribution,
-    mask: Array,
-    magnitude: bool,
-) -> Attribution | SampledAttribution | DecomposedAttribution:
+def per_token(result: Explanation, mask: Array, magnitude: bool) -> Explanation:
     """Reduce an attribution of `[T, D]` or `[T, 1]` to one of `[T]`; see `explain_text` for how."""
 
     def reduce(scores, norm):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxplain.hierarchy import Agglomeration, Hierarchy
 from jaxplain.types import (
     Attribution,
     DecomposedAttribution,
@@ -20,9 +21,14 @@ from jaxplain.types import (
 
 # NaN is an honest value in these fields of a result: "not claimed".
 MAY_BE_NAN = {"gap", "standard_error"}
-KNOWN: dict[str, Any] = {
-    kind.__name__: kind for kind in (Attribution, DecomposedAttribution, SampledAttribution)
-}
+KINDS: tuple[Any, ...] = (
+    Agglomeration,
+    Attribution,
+    DecomposedAttribution,
+    Hierarchy,
+    SampledAttribution,
+)
+KNOWN = {kind.__name__: kind for kind in KINDS}
 
 
 class Example(NamedTuple):
