@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 
 import jaxplain as jxp
-from jaxplain import cli, registry
+from jaxplain import cli
+from jaxplain.hierarchy import Hierarchy, to_tree
 from jaxplain.models import text, trained, words
+from jaxplain.run import job
+from jaxplain.run.job import METHODS
 
 WORDS = [str(word) for word in "a b good bad film very plain not the and of".split()]
 ROWS = "sentence\tlabel\na very good film\t1\nthe bad\t0\n"
@@ -135,22 +138,73 @@ def test_runs_without_a_name_never_meet(type_in, desk):
         assert "#0" not in out
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_explains_text(type_in, method):
     options = " --samples 4 --background 3" if method == "expected_gradients" else ""
-    options = options or (" --samples 4" if "samples" in registry.options(method) else "")
+    options = options or (" --samples 4" if "samples" in METHODS[method].options else "")
     code, out, err = type_in(
         f"explain --model MODEL --data rows.tsv --method {method} --out R{options}"
     )
     assert code == 0, err
-    assert ("completeness gap" in out) == registry.METHODS[method].complete
+    assert ("completeness gap" in out) == METHODS[method].complete
     for record in jxp.load("R"):
         attribution = record.result["attribution"]
         assert np.isfinite(attribution.scores).all()
         if method in ("saliency", "smoothgrad", "smoothgrad_squared", "vargrad"):
             assert (attribution.scores >= 0).all()
-        assert hasattr(attribution, "standard_error") == registry.METHODS[method].needs_key
+        assert hasattr(attribution, "standard_error") == METHODS[method].needs_key
     assert jxp.load("R").info["configuration"]["options"].get("background", 3) == 3
+
+
+def test_decompositions_say_which_rules_they_took(type_in, desk):
+    command = "explain --model MODEL --data rows.tsv --method"
+    code, out, err = type_in(f"{command} contextual_decomposition --out A")
+    assert code == 0, err
+    assert "[+" in out and re.search(r"parts sum to f\(x\) within \S+ ", out)
+    first = jxp.load("A")
+    assert first.info["configuration"]["options"] == {"chunk": 64, "rules": "acd"}  # it is a CNN
+    attribution = first[0].result["attribution"]
+    assert type(attribution) is jxp.DecomposedAttribution and attribution.residual < 1e-5
+    assert "relevant + irrelevant" in (desk / "A" / "page.html").read_text(encoding="utf-8")
+    assert type_in(f"{command} contextual_decomposition --rules shapley --out B --quiet")[0] == 0
+    assert jxp.load("B").info["configuration"]["options"]["rules"] == "shapley"
+    assert (jxp.load("B")[0].result["attribution"].scores != attribution.scores).any()
+
+
+def test_trees_are_shown_and_kept(type_in, desk):
+    command = "explain --model MODEL --data rows.tsv --method acd --out R"
+    code, out, err = type_in(command)
+    assert code == 0, err
+    record = jxp.load("R")[0]
+    tree = record.result["attribution"].hierarchy
+    assert type(tree) is Hierarchy
+    (root,) = to_tree(tree, record.notes["pieces"])["roots"]
+    assert root["label"] == "a very good film"
+    assert re.search(r"^[+−][\d.]+ a very good film$", out, re.M)
+    assert re.search(r"^[├└] [+−][\d.]+ ", out, re.M)
+    assert {record.result["target"].item(), record.result["other"].item()} == {0, 1}
+    options = {"beforehand": False, "order": "paper", "percentile": None}
+    options |= {"rules": "acd", "score": "difference"}
+    assert jxp.load("R").info["configuration"]["options"] == options
+    page = (desk / "R" / "page.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 4 and "of: a very good film" in page
+    refused(
+        type_in(f"{command} --order published"), "options.order is paper there and published here"
+    )
+
+
+def test_a_model_that_a_table_cannot_split_costs_nothing(type_in, desk, monkeypatch):
+    loaded = job.models.load
+
+    def curved(name):
+        model = loaded(name)
+        return model._replace(score=lambda *a: jax.nn.log_softmax(model.score(*a)), kind="")
+
+    monkeypatch.setattr(job.models, "load", curved)
+    command = "explain --model MODEL --data rows.tsv --method"
+    refused(type_in(f"{command} contextual_decomposition"), "no rule for log")
+    refused(type_in(f"{command} acd"), "no rule for log")
+    assert not list(desk.glob("**/run.json"))
 
 
 def test_the_seed_and_the_data_format_are_respected(type_in, desk):
@@ -200,6 +254,11 @@ def test_devices_are_counted(type_in):
         ("explain --stepps 3", ["no option --stepps", "did you mean --steps", "--baseline"]),
         ("explain --batchsize 3", ["did you mean --batch-size"]),
         ("explain --method saliency --steps 3", ["it is an option of integrated_gradients"]),
+        ("explain --method contextual_decomposition --rules lrp", ["rules must be one of", "lstm"]),
+        ("explain --method acd --rules lrp", ["acd: rules must be one of", "'lrp'"]),
+        ("explain --method acd --order odd", ["order must be paper or published, not 'odd'"]),
+        ("explain --method acd --score x", ["score must be difference or logit, not 'x'"]),
+        ("explain --method acd --percentile 101", ["percentile must be within 0 to 100"]),
         ("explain --steps 0", ["steps must be a whole number of at least 1"]),
         ("explain --steps many", ["steps must be a whole number", "many"]),
         ("explain --steps", ["--steps", "requires an argument"]),
@@ -274,7 +333,7 @@ def test_show(type_in, desk):
 def test_lists_and_help_teach(type_in):
     code, out, _ = type_in("methods")
     assert code == 0
-    for name in registry.METHODS:
+    for name in METHODS:
         assert re.search(rf"^{name}\b", out, re.M)
     assert re.search(r"^integrated_gradients +\(complete\)$", out, re.M)
     assert "--baseline zeros" in out

@@ -19,9 +19,15 @@ from rich.console import Console
 
 import jaxplain as jxp
 from jaxplain import report
+from jaxplain.hierarchy import Agglomeration, Hierarchy
 from jaxplain.report import heat, png, view, web
 from jaxplain.report.api import sentence
-from jaxplain.types import Attribution, JaxplainError, SampledAttribution
+from jaxplain.types import (
+    Attribution,
+    DecomposedAttribution,
+    JaxplainError,
+    SampledAttribution,
+)
 
 CONFIGURATION = {
     "model": "toy",
@@ -171,6 +177,63 @@ def test_histogram_counts_every_example(gaps):
     assert sum(map(int, re.findall(r"<title>(\d+) examples", drawn))) == len(gaps)
     for x, width in re.findall(r'x="([-\d.]+)" y="[\d.]+" width="([\d.]+)"', drawn):
         assert 0 <= float(x) <= float(x) + float(width) <= 560
+
+
+def tree_record(pieces=("[CLS]", "not", "<good>", "film", "[SEP]")):
+    """(not <good>) film between two special tokens, as a method gives it."""
+    leaves: dict[str, Any] = dict(
+        unit_scores=f32([0, 0.5, 2, -0.25, 0]),
+        unit_parent=np.array([-1, 0, 0, 1, -1]),
+        unit_level=np.array([0, 2, 1, 3, 0]),
+        scores=f32([-4, -3, 0, 0, 0]),
+        parent=np.array([1, -1, -1, -1, -1]),
+        level=np.array([2, 3, 0, 0, 0]),
+        count=np.array(2),
+    )
+    h = Hierarchy(**leaves)
+    found = Agglomeration(h.unit_scores, f32(-2.5), f32(np.nan), h)
+    result = {"attribution": found, "logits": f32([0, 2]), "target": f32(1), "other": f32(0)}
+    return jxp.Record(0, result, {"text": "x", "pieces": list(pieces)}, None)
+
+
+def test_a_tree_of_words_is_drawn_without_special_tokens():
+    record = tree_record()
+    seen = view.view(record, CONFIGURATION)
+    assert [(p.kind, p.names) for p in seen.parts] == [("tree", ["not", "<good>", "film"])]
+    page = Page(render([record]))
+    assert page.tags.count("svg") == 1 and page.tokens == []
+    for fact in ("explained positive over negative", "−4.00", "f(x) −2.5", "&lt;good&gt;"):
+        assert (fact in page.text) == (fact[0] != "&"), fact
+    assert "[CLS]" not in page.text
+    out = io.StringIO()
+    heat.examples([record], CONFIGURATION, Console(file=out, width=200))
+    assert "explained positive over negative" in out.getvalue()
+    assert "−3.00 not <good> film\n├ −4.00 not <good>\n" in out.getvalue()
+    assert "+ for positive, − against positive" in out.getvalue()
+
+
+def test_what_is_no_tree_of_words_is_shown_as_scores():
+    whole = tree_record()
+    h = whole.result["attribution"].hierarchy
+    broken = [
+        h._replace(unit_parent=np.array([-1, 0, 1, 0, -1])),  # a phrase with a gap
+        h._replace(scores=f32([np.nan] * 5)),
+    ]
+    for other in broken:
+        found = whole.result["attribution"]._replace(hierarchy=other)
+        record = whole._replace(result=whole.result | {"attribution": found})
+        assert [part.kind for part in view.view(record, CONFIGURATION).parts] == ["tokens"]
+    bare = whole._replace(result=h)
+    assert [part.kind for part in view.view(bare, CONFIGURATION).parts] == ["tree"]
+
+
+def test_how_nearly_parts_sum_to_f_is_told():
+    found = DecomposedAttribution(f32([1, -2, 0]), f32(1), f32(np.nan), f32(1), f32(3e-7))
+    records = [text_record()._replace(result={"attribution": found})]
+    records.append(records[0]._replace(result={"attribution": found._replace(residual=f32(0))}))
+    assert "3.0e−07largest |relevant + irrelevant − f(x)|" in Page(render(records)).text
+    assert "parts sum to f(x) within 3e-07" in sentence(view.survey(records, {}, limit=0))
+    assert "relevant" not in Page(render([text_record()])).text
 
 
 def test_scores_without_sign_get_a_one_sided_legend():
@@ -325,7 +388,8 @@ const by = id => document.getElementById(id), shown = () => [...document.querySe
 const seen = [shown()];
 by("sort").value = "gap"; by("sort").onchange(); seen.push(shown());
 by("filter").value = "wrong"; by("filter").onchange(); seen.push(shown());
-by("filter").value = ""; by("search").value = "unbearable"; by("search").oninput();
+by("filter").value = ""; by("search").value = "not <good>"; by("search").oninput();
+seen.push(shown()); by("search").value = "unbearable"; by("search").oninput();
 seen.push(shown());
 document.querySelector("#list article:not([hidden]) .tokens span").focus();
 const press = new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true});
@@ -341,6 +405,7 @@ def test_the_page_sorts_filters_and_finds_in_a_browser(tmp_path):
         text_record(0, gap=0.01),
         text_record(1, gap=0.03, label="negative"),
         text_record(2, ("un", "##bearable", "film"), gap=0.02),
+        tree_record()._replace(index=3),
     ]
     path = tmp_path / "page.html"
     path.write_text(render(records).replace("</body>", PROBE), encoding="utf-8")
@@ -353,7 +418,7 @@ def test_the_page_sorts_filters_and_finds_in_a_browser(tmp_path):
     )  # fmt: skip
     title = re.search(r"<title>SEEN (.*?)</title>", dumped.stdout)
     assert title, dumped.stderr[-2000:]
-    assert title[1].split() == ["0,1,2", "1,2,0", "1", "2", "bearable", "true"]
+    assert title[1].split() == ["0,1,2,3", "1,2,0,3", "1", "3", "2", "bearable", "true"]
 
 
 def test_a_page_of_many_examples_stays_small():

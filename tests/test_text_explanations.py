@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxplain as jxp
+from jaxplain.hierarchy import acd, members
 from jaxplain.models import TextModel, Tokens
 from jaxplain.run.sources import TextSource
 from jaxplain.run.text import background, baseline_id, explain_text
@@ -122,6 +123,50 @@ def test_padding_changes_nothing(explainer, settings):
             b = b[:6]
         # Sums over another number of positions may round otherwise; the draws are the same.
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def words(*places):
+    """The mask of TEXT's tokens at `places`."""
+    return np.isin(np.arange(6), places)[:, None]
+
+
+def test_a_token_s_score_is_its_relevant_part():
+    x, mask = embed(MODEL.params, tokenize(TEXT).ids), jnp.ones(6, bool)
+    f = lambda x: score(MODEL.params, x, mask)[1]
+    want = [jxp.contextual_decomposition(f, x, words(i)).relevant for i in range(6)]
+    for length in (6, 13):
+        got = explained(jxp.token_scores, where=True, target="yes", length=length)["attribution"]
+        # Sums of some 40 terms round differently in another order.
+        np.testing.assert_allclose(got.scores[:6], want, rtol=2e-5, atol=2e-6)
+        np.testing.assert_array_equal(got.scores[6:], 0)
+        np.testing.assert_allclose(got.whole, f(x), rtol=1e-5)
+        assert got.residual < 1e-5 and jnp.isnan(got.gap)
+
+
+@pytest.mark.parametrize("contrast", [False, True])
+def test_a_tree_groups_words_and_scores_them_as_they_are(contrast):
+    x, mask = embed(MODEL.params, tokenize(TEXT).ids), jnp.ones(6, bool)
+    two = lambda x: score(MODEL.params, x, mask)
+    f = (lambda x: two(x)[1] - two(x)[0]) if contrast else (lambda x: two(x)[1])
+    options = {"where": True, "units": True, "contrast": contrast, "target": "yes"}
+    short, long = (explained(acd, length=length, **options) for length in (6, 13))
+    assert ("other" in short) == contrast and short.get("other", 0) == 0
+    for a, b in zip(*map(jax.tree.leaves, (short, long)), strict=True):
+        b = b[: a.shape[0]] if a.ndim else b
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # as above; and whole numbers equal
+    tree = short["attribution"].hierarchy
+    np.testing.assert_array_equal(tree.unit_level > 0, [False, True, True, True, True, False])
+    held = members(tree)
+    assert held.any(axis=0).tolist() == [False, True, True, True, True, False]
+    for group, row in enumerate(held):
+        want = jxp.contextual_decomposition(f, x, row[:, None]).relevant
+        np.testing.assert_allclose(tree.scores[group], want, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(short["attribution"].output, f(x), rtol=1e-5)
+
+
+def test_two_classes_are_compared_only_where_there_are_two():
+    with pytest.raises(JaxplainError, match="one class, and no other"):
+        explain_text(MODEL._replace(labels=("only",)), acd, contrast=True)
 
 
 def test_a_gradient_keeps_its_length_and_a_sum_its_sign():

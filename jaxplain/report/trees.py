@@ -12,6 +12,7 @@ from jaxplain.report import shades
 from jaxplain.report.view import level, words
 from jaxplain.types import JaxplainError
 
+SMALLEST = 0.7  # a page shrinks a wide tree to its own width, but no further than to this scale
 STEPS = 10  # colour steps on either side of zero, as on the page
 FONT = 13.0  # pixels
 SMALL = 10.0
@@ -241,6 +242,9 @@ def ramp(ends: tuple[str, str], y: float) -> tuple[str, float]:
 
 
 def sentence_tree_html(hierarchy: Hierarchy, pieces: Sequence[str]) -> str:
-    """`sentence_tree_svg` for a page: a long sentence scrolls sideways within it."""
+    """`sentence_tree_svg` for a page: shrunk a little, or scrolled sideways, where it is wide."""
     svg = sentence_tree_svg(hierarchy, pieces)
+    width = int(svg.split(' width="', 1)[1].split('"', 1)[0])
+    least = f"max-width:100%;min-width:{SMALLEST * width:.0f}px;height:auto"
+    svg = svg.replace('style="', f'style="{least};', 1)
     return f'<div class="tree" tabindex="0" style="overflow-x:auto">{svg}</div>'
