@@ -149,7 +149,7 @@ def main(
 
         tree = agglomerate(score, touch, valid=ink, percentile=percentile, merge=True)
         classes = dict(best=best, other=other, logits=logits)
-        return dict(tree=tree, ink=ink, whole=score(ink[None])[0], **classes)
+        return dict(tree=tree, image=image, ink=ink, whole=score(ink[None])[0], **classes)
 
     examples = [{"image": images[row], "label": str(labels[row])} for row in test[:count]]
     about = dict(data=name, tile=tile, epochs=epochs, most=most, percentile=percentile)

@@ -32,15 +32,12 @@ import jaxplain as jxp
 from examples.train_text_classifiers import read
 from jaxplain import models
 from jaxplain.hierarchy import (
-    PAPER_TEXT,
     Hierarchy,
-    agglomerate,
-    chain,
-    class_difference,
-    expand,
+    acd,
     members,
     to_tree,
 )
+from jaxplain.methods.tokens import over_padding
 from jaxplain.report.trees import sentence_tree_html, sentence_tree_svg, sentence_tree_text
 
 NEGATORS = frozenset(
@@ -90,31 +87,25 @@ def texts(data: Path | None, model) -> list[list[dict[str, Any]]]:
 def explainers(model, rules):
     """The two functions of one text that `jxp.run` maps over all."""
 
-    def scorer(params, example):
-        x = model.embed(params, example["ids"])
-        f = lambda x: model.score(params, x, example["mask"])
-        unit = jnp.arange(len(x))[:, None]
-
-        def score(masks):  # of words, [G, T]; what the words add to positive over negative
-            split = jxp.group_scores(f, x, expand(masks, unit), rules=rules)
-            return class_difference(split.relevant, 1, 0)
-
-        return score, f(x)
+    def f(params, example):  # what speaks for positive and against negative
+        return lambda x: jnp.diff(model.score(params, x, example["mask"]))[0]
 
     def trees(params, example, key):
-        score, logits = scorer(params, example)
-        tree = agglomerate(
-            score, chain(len(example["ids"])), valid=example["valid"], chunk=8, **PAPER_TEXT
-        )
-        return dict(tree=tree, whole=score(example["valid"][None])[0], logits=logits)
+        g, x = f(params, example), model.embed(params, example["ids"])
+        real, valid = example["mask"], example["valid"]
+        tree = acd(g, x, rules=rules, where=real, units=valid).hierarchy
+        every = over_padding(valid[None], real)[0][:, None]
+        whole = jxp.contextual_decomposition(g, x, every, rules=rules).relevant
+        return dict(tree=tree, whole=whole, output=g(x))
 
     def phrases(params, example, key):
-        score, logits = scorer(params, example)
-        place, k = jnp.arange(len(example["ids"])), jnp.arange(LONGEST + 1)[:, None]
+        place, k = jnp.arange(len(example["ids"]))[None], jnp.arange(LONGEST + 1)[:, None]
         words = place == example["start"] + k
         spans = (place >= example["start"]) & (place <= example["after"] + k[:-2])
-        scores = score(jnp.concatenate([words, spans]))
-        return dict(words=scores[: len(words)], phrases=scores[len(words) :], logits=logits)
+        masks = over_padding(jnp.concatenate([words, spans]), example["mask"])[:, :, None]
+        x = model.embed(params, example["ids"])
+        scores = jxp.group_scores(f(params, example), x, masks, rules=rules).relevant
+        return dict(words=scores[: len(words)], phrases=scores[len(words) :])
 
     return trees, phrases
 
@@ -172,7 +163,7 @@ def cut(tree: Hierarchy, start: int, stop: int) -> Hierarchy:
 
 
 def said(result, text) -> str:
-    odds = 1 / (1 + np.exp(float(result["logits"][0] - result["logits"][1])))
+    odds = 1 / (1 + np.exp(-float(result["output"])))
     name = ENDS[int(odds > 0.5)]
     return f"predicted {name} ({max(odds, 1 - odds):.0%}), labelled {text['label']}"
 
@@ -253,7 +244,7 @@ def main(
         tree = cut(part["tree"], n.start, n.stop)
         line = f"“{n.text['text'].strip()}” {said(sentence, n.text)}"
         scores = f"phrase {n.phrase:+.2f}, sum of its words {n.words:+.2f}"
-        console.print(f"\n{line} ({n.text['table']}, line {n.text['line'] + 1})\n{scores}")
+        console.print(f"\n{line} ({n.text['table']}, sentence {n.text['line'] + 1})\n{scores}")
         console.print(sentence_tree_text(tree, pieces))
         picture = sentence_tree_svg(tree, pieces, ends=ENDS)
         (out / f"negation{rank + 1}.svg").write_text(picture, encoding="utf-8")
@@ -270,8 +261,8 @@ def main(
         tree = sentence_tree_html(result["tree"], text["pieces"])
         body.append(f"<figure>{tree}<figcaption>{caption}</figcaption></figure>")
         nodes = to_tree(result["tree"], text["pieces"])
-        logits = np.asarray(result["logits"]).tolist()
-        written.append({k: text[k] for k in ("text", "label")} | dict(logits=logits, **nodes))
+        note = dict(text=text["text"], label=text["label"], output=float(result["output"]))
+        written.append(note | nodes)
     (out / "trees.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
     head = f'<!doctype html><meta charset="utf-8"><title>Hierarchies</title><style>{STYLE}</style>'
     (out / "page.html").write_text(head + "\n".join(body), encoding="utf-8")
