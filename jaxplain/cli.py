@@ -76,9 +76,19 @@ def explain(
     explanation's own error estimate: below 1% is good, and more `--steps` (more gradients along
     the way from the baseline to the sentence; time grows with them) make it smaller.
 
+    **Contextual decomposition.** `--method contextual_decomposition` splits every value inside the
+    model into what came from one token and the rest; `--method acd` does so for whole phrases, and
+    joins words to phrases to a tree of the sentence, so that "not good" may speak against what
+    "good" speaks for. `--rules` says how values split: auto takes what was published for the kind
+    of model (lstm, acd for CNNs, transformer), and shapley for others. Single tokens do not add up
+    to f(x), so there is no completeness gap: each one's relevant and irrelevant part do, and the
+    largest difference is told.
+
     **Examples**
 
     - `jaxplain explain`
+    - `jaxplain explain --method acd --model lstm`
+    - `jaxplain explain --data reviews.tsv --method contextual_decomposition --rules shapley`
     - `jaxplain explain --data reviews.tsv --out runs/reviews`
     - `jaxplain explain --data reviews.csv --model lstm --method integrated_gradients --steps 128`
     - `jaxplain explain --data r.jsonl --text-column body --target positive --baseline token:the`
@@ -106,7 +116,9 @@ def explain(
         show: how many sentences to print.
         quiet: print nothing but the summary and the page's path.
         options: the method's own options, such as --steps 64 or --baseline zeros (the reference
-            input: zeros, mean, pad, mask, unk, or token:WORD).
+            input: zeros, mean, pad, mask, unk, or token:WORD). Of acd: --order paper or published,
+            --percentile of the candidates that a level joins, --score difference (the class's logit
+            less that of the strongest other) or logit.
     """
     check_options(method, options)
     size = read_batch_size(batch_size)
@@ -185,7 +197,7 @@ def show_run(
     """Show a run that `jaxplain explain` or `jaxplain.run` made.
 
     Tokens for the explained class are orange, those against it blue. Where there are no colours,
-    they are marked as [+good] and [--dull].
+    they are marked as [+good] and [--dull]. Trees have a line for each phrase, with its score.
 
     **Examples**
 

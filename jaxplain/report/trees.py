@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.text import Text
@@ -136,6 +136,10 @@ def sentence_tree_text(hierarchy: Hierarchy, pieces: Sequence[str], *, colour: b
     return text
 
 
+def near(pixels: Any) -> str:
+    return f"{pixels:.1f}".removesuffix(".0")
+
+
 def letters(text: str, size: float) -> float:
     """About how wide a text is in pixels, a little too wide rather than too narrow."""
     width = sum(0.34 if c in NARROW else 0.92 if c in WIDE else 0.61 for c in text)
@@ -184,17 +188,18 @@ def sentence_tree_svg(
     width, height = edge[-1] + 1, 1 + (rows + 1) * (ROW + GAP) - GAP + 1
     top = lambda box: 1 + (rows - box.row) * (ROW + GAP)
     middle = lambda box: (edge[box.start] + edge[box.stop]) / 2
-    parts = []
-    for box in found:  # first the lines, which boxes then cover
-        if box.parent >= 0:
-            x, low = middle(box), top(found[box.parent]) + ROW
-            parts.append(f'<path d="M{x:.1f} {top(box):.1f}V{low:.1f}" style="stroke:{LINE}"/>')
+    lines = "".join(  # first of all, since boxes cover them
+        f"M{near(middle(box))} {near(top(box))}V{near(top(found[box.parent]) + ROW)}"
+        for box in found
+        if box.parent >= 0
+    )
+    parts = [f'<path d="{lines}" style="stroke:{LINE}"/>']
     for k, box in enumerate(found):
         x, y, across = edge[box.start], top(box), edge[box.stop] - edge[box.start]
         inset = 1.5 if box.row else 2.5
         parts.append(
             f"<g><title>{html.escape(phrase(pieces[box.start : box.stop]))} {told[k]}</title>"
-            f'<rect x="{x + inset:.1f}" y="{y:.1f}" width="{across - 2 * inset:.1f}" '
+            f'<rect x="{near(x + inset)}" y="{near(y)}" width="{near(across - 2 * inset)}" '
             f'height="{ROW:.0f}" rx="4" style="{fill(box.score, strongest)};stroke:{LINE}"/>'
         )
         for unit in range(box.start, box.stop):
@@ -202,9 +207,9 @@ def sentence_tree_svg(
             at = (edge[unit] + edge[unit + 1]) / 2
             line = y + (16 if told[k] else 22)
             text = html.escape(shown[unit].text)
-            parts.append(f'<text x="{at:.1f}" y="{line:.1f}"{soft}>{text}</text>')
+            parts.append(f'<text x="{near(at)}" y="{near(line)}"{soft}>{text}</text>')
         parts.append(
-            f'<text x="{middle(box):.1f}" y="{y + 29:.1f}" font-size="{SMALL:g}" '
+            f'<text x="{near(middle(box))}" y="{near(y + 29)}" font-size="{SMALL:g}" '
             f"{'' if box.row else 'fill-opacity=.75 '}>{told[k]}</text></g>".replace(
                 "fill-opacity=.75", 'fill-opacity=".75"'
             )
