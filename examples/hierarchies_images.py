@@ -3,7 +3,7 @@
     JAXPLAIN_DATA=path/to/data python -m examples.hierarchies_images
     python -m examples.hierarchies_images --tile 1
 
-trains it on 8,000 of the 10,000 MNIST images below JAXPLAIN_DATA
+trains the CNN on 8,000 of the 10,000 MNIST images below JAXPLAIN_DATA
 (`mnist/t10k-images-idx3-ubyte.gz`), or on scikit-learn's digits where it is not set, and joins
 tiles of pixels to groups by agglomerative contextual decomposition: what each group adds to the
 predicted digit's score over that of the runner-up. It prints a summary, and writes a page with
@@ -17,6 +17,7 @@ References:
 import gzip
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,12 @@ def digits() -> tuple[str, np.ndarray, np.ndarray]:
         images, labels = load_digits(return_X_y=True)
         return "scikit-learn's digits", images.reshape(-1, 8, 8, 1).astype("f4") / 16, labels
     folder = Path(home) / "mnist"
-    header = {"images-idx3": 16, "labels-idx1": 8}
-    images, labels = (
-        np.frombuffer(gzip.decompress((folder / f"t10k-{kind}-ubyte.gz").read_bytes())[size:], "u1")
-        for kind, size in header.items()
+    files = [folder / f"t10k-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    if absent := [str(file) for file in files if not file.is_file()]:
+        sys.exit(f"not found: {', '.join(absent)}: unset JAXPLAIN_DATA to take smaller digits")
+    images, labels = (  # after headers of 16 and 8 bytes
+        np.frombuffer(gzip.decompress(file.read_bytes()), "u1", offset=offset)
+        for file, offset in zip(files, (16, 8), strict=True)
     )
     return "MNIST", images.reshape(-1, 28, 28, 1).astype("f4") / 255, labels.astype(int)
 

@@ -19,6 +19,7 @@ References:
 import html
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -66,11 +67,13 @@ class Negation(NamedTuple):
 def texts(data: Path | None, model) -> list[list[dict[str, Any]]]:
     """Each table's sentences as examples of `jxp.run`."""
     home = os.environ.get("JAXPLAIN_DATA")
+    paths = [Path(home) / "sst2" / f"{split}.tsv" for split in ("dev", "test")] if home else []
     if data is not None:
-        tables = [(data.stem, *read(data))]
-    elif home:
-        tables = [(split, *read(Path(home) / "sst2" / f"{split}.tsv")) for split in ("dev", "test")]
-    else:
+        paths = [data]
+    if absent := [str(path) for path in paths if not path.is_file()]:
+        sys.exit(f"not found: {', '.join(absent)}: give a table by --data, or unset JAXPLAIN_DATA")
+    tables = [(path.stem, *read(path)) for path in paths]
+    if not tables:
         rows = models.bundled_examples()
         tables = [("bundled", [r["text"] for r in rows], [r["label"] for r in rows])]
     found = []
@@ -215,6 +218,8 @@ def main(
         configuration=dict(model=model.name, rules=rules),
         overwrite=True,
     )
+    if not candidates:
+        sys.exit(f"no sentence has a negator ({', '.join(sorted(NEGATORS))}): give other data")
     summary = explain(phrases, candidates, "phrases")
     records = jxp.load(out / "phrases")
     found, count, turned = search(candidates, records)
