@@ -250,13 +250,7 @@ def contextual_decomposition(
     >>> float(split.relevant), float(split.irrelevant)
     (5.0, -1.0)
     """
-    mask = _check(f, x, mask)
-    parts = _decompose(f, x, mask, rules)
-    relevant, irrelevant = (
-        jax.tree.map(of, parts, is_leaf=lambda v: isinstance(v, Parts))
-        for of in (lambda v: v.relevant, lambda v: v.irrelevant)
-    )
-    return Split(relevant, irrelevant)
+    return _split(f, x, _check(f, x, mask), rules)
 
 
 def group_scores(
@@ -299,29 +293,28 @@ def group_scores(
         raise JaxplainError("masks holds no group: give at least one")
     jax.eval_shape(jax.vmap(lambda mask: _check(f, x, mask)), masks)
 
-    def some(masks: PyTree) -> PyTree:
-        return jax.vmap(lambda mask: _relevant(f, x, _fit(mask, x), rules))(masks)
+    def some(masks: PyTree) -> Split:
+        return jax.vmap(lambda mask: _split(f, x, _fit(mask, x), rules))(masks)
 
     rounds = -(-groups // chunk)
     chunk = -(-groups // rounds)  # even ones need the least padding
     if rounds == 1:
-        relevant = some(masks)
-    else:
+        return some(masks)
 
-        def rows(m: Array) -> Array:
-            m = jnp.asarray(m)
-            missing = jnp.broadcast_to(m[-1:], (rounds * chunk - groups, *m.shape[1:]))
-            return jnp.concatenate([m, missing]).reshape(rounds, chunk, *m.shape[1:])
+    def rows(m: Array) -> Array:
+        m = jnp.asarray(m)
+        missing = jnp.broadcast_to(m[-1:], (rounds * chunk - groups, *m.shape[1:]))
+        return jnp.concatenate([m, missing]).reshape(rounds, chunk, *m.shape[1:])
 
-        relevant = lax.map(canonical_convolutions(some), jax.tree.map(rows, masks))
-        relevant = jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:])[:groups], relevant)
-    irrelevant = jax.tree.map(lambda r, total: total[None] - r, relevant, f(x))
-    return Split(relevant, irrelevant)
+    split = lax.map(canonical_convolutions(some), jax.tree.map(rows, masks))
+    return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:])[:groups], split)
 
 
-def _relevant(f: Callable[..., PyTree], x: PyTree, mask: PyTree, rules: Rules) -> PyTree:
+def _split(f: Callable[..., PyTree], x: PyTree, mask: PyTree, rules: Rules) -> Split:
     parts = _decompose(f, x, mask, rules)
-    return jax.tree.map(lambda v: v.relevant, parts, is_leaf=lambda v: isinstance(v, Parts))
+    is_parts = lambda v: isinstance(v, Parts)
+    relevant = jax.tree.map(lambda v: v.relevant, parts, is_leaf=is_parts)
+    return Split(relevant, jax.tree.map(lambda v: v.irrelevant, parts, is_leaf=is_parts))
 
 
 def _decompose(f: Callable[..., PyTree], x: PyTree, mask: PyTree, rules: Rules) -> PyTree:
