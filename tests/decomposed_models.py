@@ -34,6 +34,9 @@ class MLP(nn.Module):
         return nn.Dense(2)(x)
 
 
+ZEROS = nn.initializers.zeros  # weights are drawn later; the default has no bfloat16 in JAX 0.12
+
+
 class CNN(nn.Module):
     """A residual block with BatchNorm, both kinds of pooling, and a bias before BatchNorm."""
 
@@ -192,12 +195,20 @@ LINEN: dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda _: MLP(jnp.tanh), (5,)),
     "relu_mlp": (lambda _: MLP(), (5,)),
     "cnn": (lambda _: CNN(), (1, 8, 8, 2)),
-    "lstm": (lambda dtype: Recurrent(nn.LSTMCell(4, param_dtype=dtype)), (5, 3)),
-    "lstm_optimized": (
-        lambda dtype: Recurrent(nn.OptimizedLSTMCell(4, param_dtype=dtype)),
+    "lstm": (
+        lambda dtype: Recurrent(nn.LSTMCell(4, param_dtype=dtype, recurrent_kernel_init=ZEROS)),
         (5, 3),
     ),
-    "gru": (lambda dtype: Recurrent(nn.GRUCell(4, param_dtype=dtype)), (5, 3)),
+    "lstm_optimized": (
+        lambda dtype: Recurrent(
+            nn.OptimizedLSTMCell(4, param_dtype=dtype, recurrent_kernel_init=ZEROS)
+        ),
+        (5, 3),
+    ),
+    "gru": (
+        lambda dtype: Recurrent(nn.GRUCell(4, param_dtype=dtype, recurrent_kernel_init=ZEROS)),
+        (5, 3),
+    ),
     "bidirectional": (BothWays, (5, 3)),
     "transformer": (lambda _: Transformer(), (4, 4)),
     "prenorm": (lambda _: Prenorm(), (4, 4)),
