@@ -113,6 +113,7 @@ def over_padding(masks: Array, real: Array, sizes: np.ndarray | None = None) -> 
         real: `[T]` bool, False for padding.
         sizes: `[T]` how many numbers each row holds; None if all hold as many.
     """
+    masks = jnp.asarray(masks)
     weight = real if sizes is None else real * jnp.asarray(sizes)
     weight = weight.astype(jnp.promote_types(masks.dtype, jnp.float32))
     share = masks.astype(weight.dtype) @ weight / jnp.maximum(jnp.sum(weight), 1)

@@ -7,10 +7,11 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from jaxplain.report.shades import LEVELS, NEGATIVE, POSITIVE
+from jaxplain.report.shades import LEVELS, NEGATIVE, POSITIVE, level
 from jaxplain.report.trees import sentence_tree_text
-from jaxplain.report.view import Part, View, level, view, words
+from jaxplain.report.view import Part, View, view
 from jaxplain.report.web import ends, exact, percent, share, signed, two_sided
+from jaxplain.report.words import words
 from jaxplain.run.store import Record
 
 SHADES = " ░▒▓█"

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from jaxplain.hierarchy import Hierarchy, heights, members
 from jaxplain.report import shades
-from jaxplain.report.view import level, words
+from jaxplain.report.shades import level
+from jaxplain.report.words import words
 from jaxplain.types import JaxplainError
 
 SMALLEST = 0.7  # a page shrinks a wide tree to its own width, but no further than to this scale

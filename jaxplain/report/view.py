@@ -1,15 +1,13 @@
 """What a record says to a person, whatever kind of example it explains."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxplain.hierarchy import Hierarchy, members
+from jaxplain.report.words import words
 from jaxplain.run.store import Record
-
-SPECIAL = re.compile(r"\[(CLS|SEP|PAD|MASK|BOS|EOS)\]|<(s|/s|pad|cls|sep|mask|bos|eos)>|<\|.*\|>")
 
 
 class Part(NamedTuple):
@@ -302,38 +300,3 @@ def survey(
         relative_gaps=np.array(relative),
         residual=max(residuals, default=None),
     )
-
-
-class Word(NamedTuple):
-    """A piece as it is shown: its letters, whether it continues a word, whether it is special."""
-
-    text: str
-    glued: bool
-    special: bool
-
-
-def words(pieces: list[str]) -> list[Word]:
-    """Take the tokeniser's marks off the pieces: `##`, or a leading `▁` or `Ġ`.
-
-    >>> [word.text for word in words(["[CLS]", "un", "##bear", "##able", "[SEP]"])]
-    ['[CLS]', 'un', 'bear', 'able', '[SEP]']
-    """
-    marks_starts = any(piece[:1] in ("▁", "Ġ") for piece in pieces)
-    shown = []
-    for position, piece in enumerate(pieces):
-        if SPECIAL.fullmatch(piece):
-            shown.append(Word(piece, False, True))
-        elif piece.startswith("##") and len(piece) > 2:
-            shown.append(Word(piece[2:], position > 0, False))
-        elif piece[:1] in ("▁", "Ġ"):
-            shown.append(Word(piece[1:] or " ", False, False))
-        else:
-            shown.append(Word(piece, marks_starts and position > 0, False))
-    return shown
-
-
-def level(score: float, largest: float, levels: int) -> int:
-    """The signed colour step of a score, 0 to `levels`, where `largest` gets the strongest."""
-    if not largest or not np.isfinite(score):
-        return 0
-    return int(np.rint(score / largest * levels))

@@ -14,8 +14,10 @@ from markupsafe import Markup
 
 import jaxplain
 from jaxplain.report import png
+from jaxplain.report.shades import level
 from jaxplain.report.trees import sentence_tree_html
-from jaxplain.report.view import Part, Survey, View, level, words
+from jaxplain.report.view import Part, Survey, View
+from jaxplain.report.words import words
 
 LEVELS = 10  # colour steps on either side of zero
 LARGE = 0.01  # a relative gap above this deserves a word

@@ -1,0 +1,34 @@
+"""Pieces of a text as a person reads them."""
+
+import re
+from typing import NamedTuple
+
+SPECIAL = re.compile(r"\[(CLS|SEP|PAD|MASK|BOS|EOS)\]|<(s|/s|pad|cls|sep|mask|bos|eos)>|<\|.*\|>")
+
+
+class Word(NamedTuple):
+    """A piece as it is shown: its letters, whether it continues a word, whether it is special."""
+
+    text: str
+    glued: bool
+    special: bool
+
+
+def words(pieces: list[str]) -> list[Word]:
+    """Take the tokeniser's marks off the pieces: `##`, or a leading `▁` or `Ġ`.
+
+    >>> [word.text for word in words(["[CLS]", "un", "##bear", "##able", "[SEP]"])]
+    ['[CLS]', 'un', 'bear', 'able', '[SEP]']
+    """
+    marks_starts = any(piece[:1] in ("▁", "Ġ") for piece in pieces)
+    shown = []
+    for position, piece in enumerate(pieces):
+        if SPECIAL.fullmatch(piece):
+            shown.append(Word(piece, False, True))
+        elif piece.startswith("##") and len(piece) > 2:
+            shown.append(Word(piece[2:], position > 0, False))
+        elif piece[:1] in ("▁", "Ġ"):
+            shown.append(Word(piece[1:] or " ", False, False))
+        else:
+            shown.append(Word(piece, marks_starts and position > 0, False))
+    return shown
