@@ -75,7 +75,8 @@ def shapley(op: Operation, x: Parts) -> Parts:
         return Parts((op(x.relevant) + total - op(x.irrelevant)) / 2, total)
     start = jnp.zeros_like(x.signal) if x.bias is None else x.bias
     none, total = op(start), op(x.signal + start)
-    before, after = op(x.relevant + start) - none, total - op(x.irrelevant + start)
+    rest = x.signal - x.relevant if x.bias is not None else x.irrelevant
+    before, after = op(x.relevant + start) - none, total - op(rest + start)
     return Parts((before + after) / 2, total - none, none, x.member)
 
 
@@ -95,15 +96,13 @@ def shared(op: Operation, a: Parts, b: Parts) -> Parts:
 
 def with_constants(op: Operation, a: Parts, b: Parts) -> Parts:
     """Relevant times relevant or constant; constant times constant to the members of the group."""
-    relevant = op(a.relevant, b.relevant)
-    if b.bias is not None:
-        relevant = relevant + op(a.relevant, b.bias)
+    relevant = op(a.relevant, b.relevant if b.bias is None else b.relevant + b.bias)
     if a.bias is not None:
-        relevant = relevant + op(a.bias, b.relevant)
-    members = [v for v in (a.member, b.member) if v is not None]
-    if a.bias is not None and b.bias is not None and members and op.name == "mul":
-        most = members[0] if len(members) == 1 else jnp.maximum(*members)
-        relevant = relevant + most * op(a.bias, b.bias)
+        theirs, members = b.relevant, [v for v in (a.member, b.member) if v is not None]
+        if b.bias is not None and members and op.name == "mul":
+            most = members[0] if len(members) == 1 else jnp.maximum(*members)
+            theirs = theirs + most * b.bias
+        relevant = relevant + op(a.bias, theirs)
     return Parts(relevant, op(a.total, b.total))
 
 
