@@ -172,7 +172,17 @@ def test_a_named_function_follows_the_table():
     assert np.array_equal(jax.grad(lambda x: twice(x).sum())(X), 2 * X)
 
 
-@pytest.mark.parametrize("f", [lambda x: jnp.log(x), lambda x: x**2.5, lambda x: jnp.prod(x)])
+@pytest.mark.parametrize(
+    "f",
+    [
+        jnp.log,
+        lambda x: x**2.5,
+        jnp.prod,
+        jax.nn.log_softmax,
+        lambda x: jnp.log(x**2),  # one function of x, but none at 0
+        lambda x: 1 / jnp.tanh(x),
+    ],
+)
 def test_what_parts_cannot_go_through_is_refused(f):
     with pytest.raises(NotImplementedError, match="no rule for"):
         relevant(f)

@@ -27,6 +27,9 @@ from jaxplain.interpret.parts import (
 )
 from jaxplain.types import Array, JaxplainError, PyTree
 
+# What has no value for some numbers.
+PARTIAL_OR_DIV = rules.PARTIAL | {"div", "integer_pow"}
+
 
 class _Walk(NamedTuple):
     """One evaluation: the table, what to do where it has no rule (raise, or note and go on), and
@@ -182,6 +185,14 @@ def _apply(step: Step, operands: list, zero: list[bool], gates: dict, walking: _
             return _nothing(step, operands, walking, str(error))
     if kind not in table:
         return _nothing(step, operands, walking, _hint(step))
+    if kind == "elementwise" and len(lifted) == 1 and _has_no_start(step, operands, lifted[0]):
+        hint = (
+            "it is not finite at 0, where the rules start: explain what it is a function of, or "
+            "give a rule for one of its primitives, as in rules={**rules, 'log': rule}"
+        )
+        assert step.inner is not None
+        made_of = "∘".join(s.name for s in reversed(step.inner.steps))
+        return _nothing(step._replace(name=made_of), operands, walking, hint)
     if kind == "elementwise" and len(lifted) > 1:
         hint = (
             "it compares or combines several values that depend on x: mark the function of one "
@@ -228,6 +239,18 @@ def _closed(operation: Operation, operands: list, position: int, step: Step) -> 
     return operation._replace(
         run=run, vanishes=vanishes, inside=inside if operation.inside else None
     )
+
+
+def _has_no_start(step: Step, operands: list, position: int) -> bool:
+    """Whether a function made with a logarithm, root or quotient is known to be infinite at 0."""
+    partial = step.inner is not None and any(s.name in PARTIAL_OR_DIV for s in step.inner.steps)
+    others = [v for n, v in enumerate(operands) if n != position]
+    if not partial or any(is_traced(v) for v in others):
+        return False
+    with jax.ensure_compile_time_eval():
+        zero = jnp.zeros(operands[position].signal.shape, operands[position].signal.dtype)
+        out = step.run([*operands[:position], zero, *operands[position + 1 :]])
+        return not all(bool(jnp.all(jnp.isfinite(v))) for v in out)
 
 
 def _is_zero(value: Value) -> bool:
