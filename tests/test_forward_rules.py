@@ -172,6 +172,36 @@ def test_a_named_function_follows_the_table():
     assert np.array_equal(jax.grad(lambda x: twice(x).sum())(X), 2 * X)
 
 
+@pytest.mark.parametrize("name", ["hold", "gate", "softmax", "product", "bias", "size"])
+def test_a_call_that_happens_to_have_a_name_of_the_tables_is_none(name):
+    def fn(x):
+        return x * 2 + 1
+
+    fn.__name__ = name
+    for rules in (jxp.CD_SHAPLEY, jxp.CD_LSTM):
+        assert np.array_equal(relevant(jax.jit(fn), rules), relevant(fn, rules))
+
+
+def test_rules_that_are_no_table_are_refused():
+    with pytest.raises(JaxplainError, match="start from a table"):
+        relevant(jnp.sort, {"sort": first})
+
+
+def test_a_jitted_function_follows_a_rule_of_its_name():
+    rule = lambda op, x: Parts(jnp.zeros_like(x.relevant), op(x.total))
+    assert np.all(relevant(jax.nn.silu, {**jxp.CD_SHAPLEY, "silu": rule}) == 0)
+
+
+def test_prints_are_no_obstacle(capsys):
+    def f(x):
+        jax.debug.print("total {x}", x=x)
+        return x * 2
+
+    assert relevant(f).tolist() == [6, 0, 4]
+    jax.effects_barrier()
+    assert "total [3. 1. 2.]" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "f",
     [

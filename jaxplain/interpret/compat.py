@@ -13,6 +13,7 @@ CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # where the kinds of call keep wh
 PLAIN_CALLS = ("jit", "closed_call", "core_call")
 RULED_CALLS = ("custom_jvp_call", "custom_vjp_call")  # calls with a derivative rule of their own
 CHECKPOINT = ("remat2", "remat", "checkpoint")
+MARK = "jaxplain:"  # before the names of calls that a user marked
 _TRANSFORM = re.compile(r"\w+\(|\)")  # vmap(layer) is of the module layer
 
 
@@ -61,12 +62,12 @@ def is_traced(value: Any) -> bool:
 
 
 def named(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, as a call that keeps its name in a trace."""
+    """`fn`, as a call that keeps its name in a trace, told apart from calls that just have it."""
 
     def call(*args):
         return fn(*args)
 
-    call.__name__ = call.__qualname__ = name
+    call.__name__ = call.__qualname__ = MARK + name
     return jax.jit(call)
 
 
@@ -120,14 +121,14 @@ def call_name(eqn: JaxprEqn) -> str | None:
 
 
 def trace(
-    fn: Callable[..., Any], args: tuple, whole: Callable[[str, "Program", bool], bool]
+    fn: Callable[..., Any], args: tuple, whole: Callable[[str, "Program", bool, bool], bool]
 ) -> tuple[Program, Any]:
     """The program of `fn(*args)` and the tree of its results.
 
     Args:
         fn: any function of pytrees of arrays.
-        whole: `(name, program inside, has a derivative rule of its own) -> bool`: whether that
-            call stays one step. All others are inlined.
+        whole: `(name, program inside, has a derivative rule of its own, was marked) -> bool`:
+            whether that call stays one step. All others are inlined.
     """
     # A new function every time: traces are cached by function, with what it closes over.
     traced, shape = jax.make_jaxpr(lambda *args: fn(*args), return_shape=True)(*args)
@@ -159,7 +160,8 @@ def program(jaxpr: Any, whole: Callable[..., bool], path: str = "") -> Program:
             name, inner = call_name(eqn), None
             if name is not None:
                 inner = program(called(eqn), whole, here)
-                if not whole(name, inner, eqn.primitive.name in RULED_CALLS):
+                marked, name = name.startswith(MARK), name.removeprefix(MARK)
+                if not whole(name, inner, eqn.primitive.name in RULED_CALLS, marked):
                     known |= zip(eqn.outvars, inline(called(eqn), inputs, here), strict=True)
                     continue
             outputs = [next(counter) for _ in eqn.outvars]

@@ -27,6 +27,11 @@ from jaxplain.interpret.parts import (
 )
 from jaxplain.types import Array, JaxplainError, PyTree
 
+# Names that tables have for more than one primitive, and for no operation at all.
+SETTINGS = frozenset({"bias", "bias_at", "bias_product", "size"})
+KINDS = SETTINGS | {
+    *("elementwise", "product", "gate", "softmax", "normalization", "switch", "normalizer", "hold")
+}
 # What has no value for some numbers.
 PARTIAL_OR_DIV = rules.PARTIAL | {"div", "integer_pow"}
 
@@ -92,12 +97,15 @@ def refuse(rules: Rules) -> Callable[[Step, str], None]:
     return missing
 
 
-def _whole(table: Rules) -> Callable[[str, Program, bool], bool]:
-    """Calls to keep: those the table names, marks, and activations with a derivative rule."""
+def _whole(table: Rules) -> Callable[[str, Program, bool, bool], bool]:
+    """Calls to keep: those that the table names, and activations with a derivative rule.
 
-    def whole(name: str, inner: Program, ruled: bool) -> bool:
-        if name in table:
-            return True
+    A call that merely has the name of a class of operations, such as "gate", is none of it.
+    """
+
+    def whole(name: str, inner: Program, ruled: bool, marked: bool) -> bool:
+        if name in table and (marked or name not in KINDS):
+            return name not in SETTINGS
         pointwise = all(step.name in patterns.POINTWISE_CALLS for step in inner.steps)
         return ruled and pointwise and len(inner.inputs) == 1 == len(inner.outputs)
 
@@ -172,7 +180,7 @@ def _apply(step: Step, operands: list, zero: list[bool], gates: dict, walking: _
         step.params,
         step.run,
         False,
-        gates.get(step.outputs[0]),
+        gates.get(step.outputs[0]) if step.outputs else None,
         inside if inner else None,
     )
     if kind == step.name and kind not in ("elementwise", "softmax", "normalization", "hold"):

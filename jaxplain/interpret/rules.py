@@ -39,7 +39,7 @@ SWITCH = """
 HELD = """
     and argmax argmin eq ge gt is_finite le lt ne not or reduce_and reduce_or reduce_xor xor
     population_count eq_to le_to lt_to shift_left shift_right_arithmetic shift_right_logical clz
-    bitcast_convert_type
+    bitcast_convert_type debug_callback debug_print
 """.split()
 
 CLASSES: Mapping[str, str] = MappingProxyType(

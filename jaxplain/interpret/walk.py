@@ -70,7 +70,7 @@ def run(program: Program, values: list) -> list:
     return evaluate(program, values, lambda step, operands: step.run(operands))
 
 
-def whole_with_rule(name: str, inner: Program, ruled: bool) -> bool:
+def whole_with_rule(name: str, inner: Program, ruled: bool, marked: bool) -> bool:
     """Keep the calls whose derivative rule inlining would lose."""
     return ruled
 

@@ -238,10 +238,12 @@ def contextual_decomposition(
 
     Differs: constants that an activation makes of zero (sigmoid(0)) are split like a bias, where
         the published code for convolutional networks gives them to the group. Two parts that are
-        both 0 share a constant in halves. The classifier's bias is part of the result, under
-        `CD_LSTM` of its irrelevant part. Consecutive constants of one name scope (one module) are
-        split once, those of different ones each on their own. Attention, GELU, LayerNorm and
-        LSTM cells are recognised by their shape in the program, not by a module's class.
+        both 0 share a constant in halves under `CD_ACD`, as published; under `CD_SHAPLEY` and
+        `CD_TRANSFORMER`, by how much of x is in the group. The classifier's bias is part of the
+        result, under `CD_LSTM` of its irrelevant part. Consecutive constants of one name scope (one
+        module) are split once, those of different ones each on their own. Attention, GELU,
+        LayerNorm and LSTM cells are recognised by their shape in the program, not by a module's
+        class.
 
     >>> import jax, jax.numpy as jnp
     >>> f = lambda x: jax.nn.relu(x[0] - x[1]) * 2
@@ -317,6 +319,11 @@ def _split(f: Callable[..., PyTree], x: PyTree, mask: PyTree, rules: Rules) -> S
 
 
 def _decompose(f: Callable[..., PyTree], x: PyTree, mask: PyTree, rules: Rules) -> PyTree:
+    if "bias" not in rules:
+        raise JaxplainError(
+            "rules does not say how constants are split: start from a table, as in "
+            "{**jaxplain.CD_SHAPLEY, 'erf': rule}"
+        )
     x = jax.tree.map(jnp.asarray, x)
     relevant = jax.tree.map(lambda m, v: m * v, mask, x)
     members = None
