@@ -62,6 +62,11 @@ def decompose(
         size: `[]` how much of x is relevant, 0 to 1.
         missing: called where the table has no rule; raises, or returns to go on with all held.
     """
+    if "bias" not in rules:
+        raise JaxplainError(
+            "rules does not say how constants are split: start from a table, as in "
+            "{**jaxplain.CD_SHAPLEY, 'erf': rule}"
+        )
     program, tree = trace(f, (x,), _whole(rules))
     members = [None] * len(program.inputs) if member is None else jax.tree.leaves(member)
     values = [

@@ -319,11 +319,6 @@ def _split(f: Callable[..., PyTree], x: PyTree, mask: PyTree, rules: Rules) -> S
 
 
 def _decompose(f: Callable[..., PyTree], x: PyTree, mask: PyTree, rules: Rules) -> PyTree:
-    if "bias" not in rules:
-        raise JaxplainError(
-            "rules does not say how constants are split: start from a table, as in "
-            "{**jaxplain.CD_SHAPLEY, 'erf': rule}"
-        )
     x = jax.tree.map(jnp.asarray, x)
     relevant = jax.tree.map(lambda m, v: m * v, mask, x)
     members = None
