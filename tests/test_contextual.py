@@ -45,6 +45,16 @@ HALVED = ("bidirectional", "branch_on_data")
 HALVED_AT_FIRST = (*HALVED, "lstm", "lstm_optimized", "gru", "nnx_lstm_optimized")
 
 
+# Of each table, the model with the most places where a derivative could be infinite.
+STEEP = [
+    ("CD_ACD", "cnn"),
+    ("CD_LSTM", "lstm"),
+    ("CD_TRANSFORMER_QK", "transformer"),
+    ("CD_SHAPLEY", "gru"),
+    ("CD_SHAPLEY", "mlp"),
+]
+
+
 # What holds for all.
 
 
@@ -175,7 +185,7 @@ def test_bfloat16(table, name):
 
 
 @pytest.mark.parametrize("dtype", ["f4", "bfloat16"])
-@pytest.mark.parametrize(("table", "name"), SOME)
+@pytest.mark.parametrize(("table", "name"), STEEP)
 def test_gradients_are_finite_even_at_nothing(table, name, dtype):
     """At a generic point, at x = 0 and at empty, full and partial masks, in one program."""
     model = make(name, dtype)
