@@ -42,6 +42,8 @@ def relevant(f, rules=jxp.CD_SHAPLEY, x=X, mask=MASK):
         (lambda x: jnp.outer(x, x)[0], [9, 1.5, 6]),
         (lambda x: jax.lax.stop_gradient(x), [3, 0, 2]),
         (lambda x: jxp.hold(x) * x, [9, 0, 4]),
+        # A gradient inside f adds with a primitive of its own: 2 x + 2 sum(x).
+        (jax.grad(lambda x: jnp.sum(x) ** 2 + jnp.sum(x**2)), [16, 10, 14]),
         (lambda x: jxp.hold({"a": x})["a"].sum() * x[1], 0),
     ],
 )

@@ -92,14 +92,10 @@ def _some_path(program: Program) -> str:
     )
 
 
-def refuse(rules: Rules) -> Callable[[Step, str], None]:
-    """Raises for a step without a rule."""
-
-    def missing(step: Step, hint: str) -> None:
-        where = f" in {step.path}" if step.path else ""
-        raise MissingRule(f"no rule for {step.name}{where}: {hint}")
-
-    return missing
+def refuse(step: Step, hint: str) -> None:
+    """Raise for a step without a rule."""
+    where = f" in {step.path}" if step.path else ""
+    raise MissingRule(f"no rule for {step.name}{where}: {hint}")
 
 
 def _whole(table: Rules) -> Callable[[str, Program, bool, bool], bool]:

@@ -65,7 +65,6 @@ class Operation(NamedTuple):
 
 
 Value: TypeAlias = Any  # Parts, or an array that does not depend on the signal
-Rule: TypeAlias = Callable[..., Any]
 Rules: TypeAlias = Mapping[str, Any]
 
 

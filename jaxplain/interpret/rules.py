@@ -15,20 +15,20 @@ STRUCTURE = """
     scatter scatter-add mesh_cast reshard stack tile complex name
 """.split()
 # Sums of several elements.
-MIXING = "cumsum reduce_sum reduce_window_sum fft scatter_add convolve psum".split()
+MIXING = "cumsum reduce_sum reduce_window_sum fft psum".split()
 # Linear in each of two operands.
 BILINEAR = "mul dot_general conv_general_dilated".split()
 # A function of one element each. Those with a pole or an edge of their domain near 0 are not here:
 # a part of a value can lie where the value itself never does.
 ELEMENTWISE = """
-    abs add_any asinh atan atan2 cbrt ceil clamp cos cosh erf erfc exp exp2 expm1 floor integer_pow
+    abs asinh atan atan2 cbrt ceil clamp cos cosh erf erfc exp exp2 expm1 floor integer_pow
     is_finite logistic max min nextafter one_minus_square rem round sign sin sinh square tan tanh
 """.split()
 # Elementwise too, inside a function of one value that is taken whole.
 WITHIN = """
-    acos acosh add and asin atanh convert_element_type copy copy_p digamma div eq eq_to erf_inv ge
-    gt le le_to lgamma log log1p log2 lt lt_to mul ne neg not or pow reduce_precision rsqrt select_n
-    sqrt stop_gradient sub xor
+    acos acosh add add_any and asin atanh convert_element_type copy copy_p digamma div eq eq_to
+    erf_inv ge gt le le_to lgamma log log1p log2 lt lt_to mul ne neg not or pow reduce_precision
+    rsqrt select_n sqrt stop_gradient sub xor
 """.split()
 NORMALIZER = ("rsqrt", "sqrt")  # what a value is divided by is made with
 # Picks elements by comparing them.
@@ -57,6 +57,7 @@ CLASSES: Mapping[str, str] = MappingProxyType(
     }
     | {
         "add": "sum",
+        "add_any": "sum",
         "sub": "sum",
         "div": "quotient",
         "convert_element_type": "convert",
@@ -79,7 +80,6 @@ DATA: Mapping[str, slice | tuple[int, ...]] = MappingProxyType(
         "gather": (0,),
         "scatter": (0, 2),
         "scatter-add": (0, 2),
-        "scatter_add": (0, 2),
     }
 )
 
@@ -87,9 +87,9 @@ DATA: Mapping[str, slice | tuple[int, ...]] = MappingProxyType(
 KEEPS_ZERO = frozenset(
     """
     abs add asin asinh atan broadcast_in_dim cbrt ceil concatenate convert_element_type copy copy_p
-    cumsum dot_general erf expand_dims expm1 floor gather log1p max min mul neg pad real reduce_max
+    cumsum erf expand_dims expm1 floor gather log1p max min neg pad real reduce_max
     reduce_precision reduce_sum reshape rev round select_n sign sin sinh slice split sqrt square
-    squeeze stop_gradient sub tan tanh transpose unstack relu stack tile
+    squeeze stop_gradient sub tan tanh transpose unstack stack tile
     complex
     """.split()
 )

@@ -174,7 +174,7 @@ def _decompose(f: Callable[..., PyTree], x: PyTree, mask: PyTree, rules: Rules) 
             members = jax.tree.map(_and_next, mask)
     wide = [m.astype(jnp.promote_types(m.dtype, jnp.float32)) for m in jax.tree.leaves(mask)]
     size = jnp.mean(jnp.concatenate([m.reshape(-1) for m in wide]))
-    return forward.decompose(f, x, relevant, members, size, rules, forward.refuse(rules))
+    return forward.decompose(f, x, relevant, members, size, rules, forward.refuse)
 
 
 def _and_next(mask: Array) -> Array:

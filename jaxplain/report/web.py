@@ -29,7 +29,7 @@ def signed(value: float) -> str:
 
 
 def brief(value: float) -> str:
-    return f"{value:.1e}".replace("-", "−")
+    return f"{value:.1e}".replace("-", "−") if value else "0"
 
 
 def percent(value: float) -> str:
