@@ -322,6 +322,16 @@ def test_terminal_marks_signs_where_there_are_no_colours():
     assert "\x1b" not in out.getvalue()
 
 
+def test_a_result_without_scores_says_so():
+    """As of `group_scores`, whose groups are the caller's own."""
+    record = jxp.Record(0, {"tiles": jxp.Split(f32([1, 2]), f32([0, 1]))}, {}, None)
+    out = io.StringIO()
+    heat.examples([record], CONFIGURATION, Console(file=out))
+    assert "jaxplain.load gives the arrays" in out.getvalue()
+    assert "jaxplain.load gives the arrays" in Page(render([record])).text
+    assert "jaxplain.load gives" not in Page(render([text_record()])).text
+
+
 def test_terminal_colours_where_it_can(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     out = io.StringIO()

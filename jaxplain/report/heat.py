@@ -9,7 +9,7 @@ from rich.text import Text
 
 from jaxplain.report.shades import LEVELS, NEGATIVE, POSITIVE, level
 from jaxplain.report.trees import sentence_tree_text
-from jaxplain.report.view import Part, View, view
+from jaxplain.report.view import NOTHING_DRAWN, Part, View, view
 from jaxplain.report.web import ends, exact, percent, share, signed, two_sided
 from jaxplain.report.words import words
 from jaxplain.run.store import Record
@@ -90,6 +90,8 @@ def example(seen: View, console: Console) -> None:
     console.print(Text(headline(seen), style="dim" if colour else ""), soft_wrap=wrap)
     if seen.error is not None:
         console.print(Text(f"  failed: {seen.error}"), soft_wrap=wrap)
+    elif not seen.parts:
+        console.print(Text(f"  {NOTHING_DRAWN}"), soft_wrap=wrap)
     for part in seen.parts:
         if part.title:
             console.print(Text(f"  {part.title}"))

@@ -9,6 +9,8 @@ from jaxplain.hierarchy import Hierarchy, members
 from jaxplain.report.words import words
 from jaxplain.run.store import Record
 
+NOTHING_DRAWN = "no scores to draw in this result: jaxplain.load gives the arrays"
+
 
 class Part(NamedTuple):
     """The scores of one input array.

@@ -16,7 +16,7 @@ import jaxplain
 from jaxplain.report import png
 from jaxplain.report.shades import level
 from jaxplain.report.trees import sentence_tree_html
-from jaxplain.report.view import Part, Survey, View
+from jaxplain.report.view import NOTHING_DRAWN, Part, Survey, View
 from jaxplain.report.words import words
 
 LEVELS = 10  # colour steps on either side of zero
@@ -248,6 +248,7 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
         status=info.get("status"),
         tiles=tiles(found),
         survey=found,
+        nothing_drawn=NOTHING_DRAWN,
         kinds=kinds,
         confident=any(v.probability is not None for v in found.views),
         two_sided=two_sided(found.views),
