@@ -248,6 +248,7 @@ def load_bert(
         embed=partial(bert_encoder.embed, config),
         score=partial(bert_encoder.score, config),
         hidden=partial(bert_encoder.hidden, config),
+        states=partial(bert_encoder.states, config),
         tokenize=partial(tokenize, tokenizer),
         labels=names,
         max_length=config.positions,

@@ -160,4 +160,9 @@ def score(config: BertConfig, params: PyTree, x: Array, mask: Array) -> Array:
 
 def hidden(config: BertConfig, params: PyTree, x: Array, mask: Array) -> Array:
     """`(x [T, D], mask [T] bool) -> [L + 1, T, D]`: the embeddings' LayerNorm, then each layer."""
-    return jnp.stack(_apply(config, params, x, mask)[1])
+    return jnp.stack(states(config, params, x, mask))
+
+
+def states(config: BertConfig, params: PyTree, x: Array, mask: Array) -> tuple[Array, ...]:
+    """As `hidden`, in a tuple."""
+    return tuple(_apply(config, params, x, mask)[1])

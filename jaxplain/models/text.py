@@ -204,8 +204,8 @@ class TextClassifier(nn.Module):
     def embed(self, ids: Array) -> Array:
         return self.embedding(ids)
 
-    def states(self, x: Array, mask: Array, deterministic: bool = True) -> Array:
-        return jnp.stack(self.encoder(keep(x, mask), mask, deterministic))  # type: ignore[operator]
+    def states(self, x: Array, mask: Array, deterministic: bool = True) -> tuple[Array, ...]:
+        return tuple(self.encoder(keep(x, mask), mask, deterministic))  # type: ignore[operator]
 
     def score(self, x: Array, mask: Array, deterministic: bool = True) -> Array:
         last = self.encoder(keep(x, mask), mask, deterministic)[-1]  # type: ignore[operator]
@@ -233,6 +233,11 @@ def score(module: TextClassifier, params: PyTree, x: Array, mask: Array) -> Arra
 
 def hidden(module: TextClassifier, params: PyTree, x: Array, mask: Array) -> Array:
     """Every layer's state `[L, T, D]`, zero where `mask [T]` is not. Cost: one forward."""
+    return jnp.stack(states(module, params, x, mask))
+
+
+def states(module: TextClassifier, params: PyTree, x: Array, mask: Array) -> tuple[Array, ...]:
+    """As `hidden`, in a tuple: a layer that is not used is not computed. Cost: one forward."""
     return module.apply({"params": params}, x, mask, method="states")  # type: ignore[return-value]
 
 
@@ -280,6 +285,7 @@ def text_model(
         embed=functools.partial(embed, module),
         score=functools.partial(score, module),
         hidden=functools.partial(hidden, module),
+        states=functools.partial(states, module),
         tokenize=functools.partial(words.tokenize, vocabulary, max_length),
         labels=labels,
         max_length=max_length,

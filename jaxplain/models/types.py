@@ -37,10 +37,11 @@ class TextModel(NamedTuple):
 
     Attributes:
         name: what the model is called in reports.
-        params: float32 arrays; the first argument of the three functions below.
+        params: float32 arrays; the first argument of the four functions below.
         embed: `(params, ids [T] int32) -> x [T, D]`, word embeddings without positions.
         score: `(params, x [T, D], mask [T] bool) -> logits [C]`.
         hidden: `(params, x [T, D], mask [T] bool) -> [L, T, D']`, zero at masked positions.
+        states: the same as a tuple of L arrays `[T, D']`: one alone costs the layers below it.
         tokenize: `str -> Tokens`.
         labels: C names of classes, in the order of the logits.
         max_length: most tokens the model takes, special tokens included.
@@ -57,6 +58,7 @@ class TextModel(NamedTuple):
     embed: Callable[[PyTree, Any], Array]
     score: Callable[[PyTree, Any, Any], Array]
     hidden: Callable[[PyTree, Any, Any], Array]
+    states: Callable[[PyTree, Any, Any], tuple[Array, ...]]
     tokenize: Callable[[str], Tokens]
     labels: tuple[str, ...]
     max_length: int
