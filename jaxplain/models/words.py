@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxplain.models.types import Tokens
+from jaxplain.models.types import TextModel, Tokens
 from jaxplain.types import JaxplainError
 
 PAD, UNKNOWN = "<pad>", "<unk>"
@@ -120,3 +120,45 @@ def tokenize(vocabulary: Vocabulary, max_length: int, text: str) -> Tokens:
     kept = pieces[:max_length]
     ids = np.array([vocabulary.ids.get(piece, UNKNOWN_ID) for piece in kept], np.int32)
     return Tokens(ids, kept, len(pieces) > max_length)
+
+
+class WordList(NamedTuple):
+    """Words as single tokens of a model, and those that are none.
+
+    Letters: `W` words that were found.
+
+    Attributes:
+        words: W words, each once.
+        ids: `[W]` int32, their tokens.
+        unknown: words that the vocabulary lacks.
+        several: words that are more than one token, or none.
+        repeated: words whose token another one has already.
+    """
+
+    words: tuple[str, ...]
+    ids: np.ndarray
+    unknown: tuple[str, ...]
+    several: tuple[str, ...]
+    repeated: tuple[str, ...]
+
+
+def single_tokens(model: TextModel, listed: Iterable[str]) -> WordList:
+    """Look up the words that are one token of `model`, special tokens aside, and count the rest.
+
+    Cost: no evaluation; each word is tokenized.
+    """
+    kept: dict[int, str] = {}
+    unknown, several, repeated = [], [], []
+    for word in listed:
+        ids = [int(i) for i in model.tokenize(word).ids] if word.strip() else []
+        ids = [i for i in ids if i not in model.special_ids]
+        if model.unk_id in ids:
+            unknown.append(word)
+        elif len(ids) != 1:
+            several.append(word)
+        elif ids[0] in kept:
+            repeated.append(word)
+        else:
+            kept[ids[0]] = word
+    left_out = (tuple(words) for words in (unknown, several, repeated))
+    return WordList(tuple(kept.values()), np.array(list(kept), np.int32), *left_out)
