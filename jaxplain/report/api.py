@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from jaxplain.report import heat, web
+from jaxplain.report import heat, information, web
+from jaxplain.report.curves import curves
 from jaxplain.report.view import Survey, survey
 from jaxplain.report.web import advice as advice
 from jaxplain.run.records import load
@@ -56,6 +57,8 @@ def look(run_dir: str | Path, *, limit: int = 0) -> tuple[Mapping[str, Any], Sur
     """
     records = load(run_dir)
     found = survey(records, records.info.get("configuration") or {}, limit=limit)
+    if found.informed:
+        found = found._replace(curves=curves(records))
     return records.info, found
 
 
@@ -95,5 +98,7 @@ def sentence(found: Survey, speed: str | None = None) -> str:
         )
     if found.residual is not None:
         facts.append(f"parts sum to f(x) within {found.residual:.1g}")
+    if found.curves is not None:
+        facts.append(information.summary(found.curves))
     facts += [f"{found.failed:,} failed", f"{found.truncated:,} truncated"]
     return " · ".join(facts)

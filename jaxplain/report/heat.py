@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from jaxplain.report import information
 from jaxplain.report.shades import LEVELS, NEGATIVE, POSITIVE, level
 from jaxplain.report.trees import sentence_tree_text
 from jaxplain.report.view import NOTHING_DRAWN, Part, View, view
@@ -83,8 +84,8 @@ def headline(seen: View) -> str:
     return " · ".join(facts)
 
 
-def example(seen: View, console: Console) -> None:
-    """Print one record."""
+def example(seen: View, console: Console, most: float = 0.0) -> None:
+    """Print one record; `most` as `information.map_text` takes it."""
     colour = console.color_system is not None and not console.no_color
     wrap = not console.is_terminal  # a file gets whole lines
     console.print(Text(headline(seen), style="dim" if colour else ""), soft_wrap=wrap)
@@ -97,6 +98,8 @@ def example(seen: View, console: Console) -> None:
             console.print(Text(f"  {part.title}"))
         if part.tree is not None:
             shown = sentence_tree_text(part.tree, part.names, colour=colour)
+        elif part.kind == "information":
+            shown = information.map_text(part, most, colour=colour, width=console.width)
         elif part.kind == "tokens":
             shown = tokens(part, colour)
         else:
@@ -127,7 +130,13 @@ def legend(views: list[View], console: Console) -> None:
 def examples(records: Iterable[Record], configuration: Mapping[str, Any], console: Console) -> None:
     """Print records with a legend."""
     views = [view(record, configuration) for record in records]
-    if any(part.kind in ("tokens", "tree") for seen in views for part in seen.parts):
+    shown = [part for seen in views for part in seen.parts]
+    maps = [part for part in shown if part.kind == "information"]
+    most = information.scale(maps)
+    if maps:
+        colour = console.color_system is not None and not console.no_color
+        console.print(information.legend_text(most, colour=colour), soft_wrap=True)
+    if any(part.kind in ("tokens", "tree") for part in shown):
         legend(views, console)
     for seen in views:
-        example(seen, console)
+        example(seen, console, most)

@@ -1,14 +1,17 @@
 """What a record says to a person, whatever kind of example it explains."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxplain.hierarchy import Hierarchy, members
+from jaxplain.report.results import field, layer_numbers, leaves, number, word_information
 from jaxplain.report.words import words
 from jaxplain.run.store import Record
 
+COUNTS = ("examples", "failed", "truncated", "labelled", "correct", "informed")
+CELLS = 50_000  # words by layers that a page shows, at most: some 5 MB
 NOTHING_DRAWN = "no scores to draw in this result: jaxplain.load gives the arrays"
 
 
@@ -16,13 +19,16 @@ class Part(NamedTuple):
     """The scores of one input array.
 
     Attributes:
-        kind: "tokens", "tree", "bars" or "image".
+        kind: "tokens", "tree", "bars", "image" or "information".
         title: the array's place in the input; empty if it is the only one.
         scores: `[N]`, or `[H, W]` for an image.
         names: N pieces or feature names; empty for an image.
         errors: standard errors, like `scores`, where the method estimates them.
         image: the input itself `[H, W]` or `[H, W, C]`, where the record holds it.
         tree: of the pieces, where kind is "tree".
+        information: a `WordInformation` `[L, N]`, where kind is "information"; `scores` are then
+            what is kept of each piece, `[L, N]`.
+        layers: the L layers' numbers.
     """
 
     kind: str
@@ -32,6 +38,8 @@ class Part(NamedTuple):
     errors: np.ndarray | None = None
     image: np.ndarray | None = None
     tree: Hierarchy | None = None
+    information: Any = None
+    layers: tuple[int, ...] = ()
 
 
 class View(NamedTuple):
@@ -96,6 +104,8 @@ class Survey(NamedTuple):
         gaps: `[N]` |gap| of every explained example, empty where none is claimed.
         relative_gaps: `[N]` as a share of |f(x) - f(baseline)|.
         residual: the largest of any example; None where no method decomposes f(x).
+        informed: how many hold word information.
+        curves: `curves.Curves` of these, where it was asked for.
     """
 
     views: list[View]
@@ -109,28 +119,8 @@ class Survey(NamedTuple):
     gaps: np.ndarray
     relative_gaps: np.ndarray
     residual: float | None
-
-
-def field(value: Any, name: str) -> Any:
-    """A named tuple's or a dict's field, or None."""
-    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
-
-
-def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Every array of a tree of dicts and tuples, with its place in it."""
-    if tree is None:
-        return
-    if isinstance(tree, Mapping):
-        items = tree.items()
-    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        items = zip(tree._fields, tree, strict=True)  # type: ignore[attr-defined]
-    elif isinstance(tree, list | tuple):
-        items = enumerate(tree)
-    else:
-        yield path, np.asarray(tree)
-        return
-    for name, value in items:
-        yield from leaves(value, f"{path}.{name}" if path else str(name))
+    informed: int = 0
+    curves: Any = None
 
 
 def part(
@@ -182,6 +172,14 @@ def sentence(tree: Any, pieces: list[str] | None) -> Part | None:
 
 def parts(result: Any, notes: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[Part]:
     """Every array of scores in a result, ready to be shown."""
+    information = word_information(result)
+    if information is not None:
+        kept = -np.asarray(information.log_ratio, np.float64)
+        pieces = list(notes.get("pieces") or map(str, range(kept.shape[1])))
+        if len(pieces) != kept.shape[1]:
+            return []
+        layers = layer_numbers(configuration, len(kept))
+        return [Part("information", "", kept, pieces, information=information, layers=layers)]
     attribution = field(result, "attribution")
     attribution = result if attribution is None else attribution
     scores = list(leaves(field(attribution, "scores")))
@@ -203,21 +201,13 @@ def parts(result: Any, notes: Mapping[str, Any], configuration: Mapping[str, Any
     ]
 
 
-def number(value: Any) -> float | None:
-    """A scalar as a float; None where it is absent, not a scalar, or NaN."""
-    if value is None or np.size(value) != 1:
-        return None
-    value = float(np.asarray(value).reshape(()))
-    return None if np.isnan(value) else value
-
-
 def view(record: Record, configuration: Mapping[str, Any]) -> View:
     """Read what a record says.
 
     A result is an attribution or a `Hierarchy` of words, or a dict or named tuple with one as
-    `attribution`, and beside it, each optional, `logits` `[C]`, `target` `[]`, `other` `[]`,
-    `label` `[]` and `image`. Notes may hold `text`, `pieces`, `names`, `label` and `truncated`; the
-    run's configuration `classes` and `names`.
+    `attribution`, or with a `WordInformation` as `information`, and beside it, each optional,
+    `logits` `[C]`, `target` `[]`, `other` `[]`, `label` `[]` and `image`. Notes may hold `text`,
+    `pieces`, `names`, `label` and `truncated`; the run's configuration `classes` and `names`.
     """
     notes, result = record.notes or {}, record.result
     text = notes.get("text")
@@ -254,7 +244,7 @@ def view(record: Record, configuration: Mapping[str, Any]) -> View:
         parts=parts(result, notes, configuration),
         prediction=prediction,
         probability=probability,
-        target=name(field(result, "target")),
+        target=None if word_information(result) else name(field(result, "target")),
         other=name(field(result, "other")),
         label=label,
         correct=prediction == label if known and prediction is not None else None,
@@ -271,8 +261,9 @@ def survey(
 ) -> Survey:
     """Read all records once; keep the first `limit` explained ones and the first failed ones."""
     views, failed, reasons = [], [], {}
-    counts = dict.fromkeys(("examples", "failed", "truncated", "labelled", "correct"), 0)
+    counts = dict.fromkeys(COUNTS, 0)
     gaps, relative, residuals = [], [], []
+    cells = 0
     for record in records:
         seen = view(record, configuration)
         counts["examples"] += 1
@@ -290,7 +281,10 @@ def survey(
             relative.append(seen.relative_gap)
         if seen.residual is not None:
             residuals.append(seen.residual)
-        if len(views) < limit:
+        maps = [part for part in seen.parts if part.kind == "information"]
+        counts["informed"] += bool(maps)
+        cells += sum(part.scores.size for part in maps)
+        if len(views) < limit and (cells <= CELLS or not views):
             views.append(seen)
     ordered = dict(sorted(reasons.items(), key=lambda item: -item[1]))
     return Survey(

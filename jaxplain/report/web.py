@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 import jaxplain
-from jaxplain.report import png
+from jaxplain.report import charts, information, png
 from jaxplain.report.shades import level
 from jaxplain.report.trees import sentence_tree_html
 from jaxplain.report.view import NOTHING_DRAWN, Part, Survey, View
@@ -81,6 +81,11 @@ def tree(part: Part) -> Markup:
     """A sentence's tree, which scrolls where it is wider than the page."""
     assert part.tree is not None
     return Markup(sentence_tree_html(part.tree, part.names))
+
+
+def layer_map(part: Part, most: float) -> Markup:
+    """Words by layers: how much of each word each layer keeps."""
+    return Markup(information.map_html(part, most))
 
 
 def bars(part: Part) -> Markup:
@@ -168,6 +173,12 @@ def tiles(found: Survey) -> list[dict[str, str]]:
             rows.append((f"{take(found.gaps):.2g}", f"{name} completeness gap; share {part}"))
     if found.residual is not None:
         rows.append((brief(found.residual), "largest |relevant + irrelevant − f(x)|"))
+    if found.curves is not None:
+        layers = f"layers of {found.curves.words:,} words"
+        rows.append((f"{len(found.curves.layers)}", layers))
+        lost = f"of layers of sentences converged; {int(found.curves.unconverged.sum()):,} did not"
+        rows.append((percent(found.curves.converged), lost))
+        rows.append((f"{found.curves.largest_error:.2g}", "largest standard error of log σ"))
     return [{"value": value, "name": name} for value, name in rows]
 
 
@@ -218,11 +229,15 @@ def flat(tree: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
     return rows
 
 
+SHOWN = (tokens, tree, layer_map, bars, pictures, signed, brief, percent, share)
+
+
 def render(info: Mapping[str, Any], found: Survey) -> str:
     """Give the page of a run's `run.json` and of what its records hold, as HTML text."""
     configuration = info.get("configuration") or {}
     shown = [part for v in found.views for part in v.parts]
     kinds = sorted({part.kind for part in shown})
+    most = information.scale([part for part in shown if part.kind == "information"])
     method, model = configuration.get("method"), configuration.get("model")
     data = configuration.get("data")
     data = data.get("name") if isinstance(data, Mapping) else data
@@ -230,7 +245,7 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
     noun = "example" if found.examples == 1 else "examples"
     noun = f"bundled {noun}" if data == "bundled" else f"{noun} of {data}" if data else noun
     words_of = [f"{found.examples:,} {noun}"]
-    if "target" in configuration:
+    if "target" in configuration and not found.informed:
         told = {"predicted": "the predicted class of each", "label": "the true class of each"}
         target = str(configuration["target"])
         words_of.append(f"explained: {told.get(target, target)}")
@@ -257,9 +272,13 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
         caption="How many examples have which completeness gap: what the scores' sum misses, as "
         "a share of |f(x) − f(baseline)|, on a logarithmic scale.",
         advice=advice(found, configuration),
+        most=most,
+        curves=Markup(charts.charts(found.curves)) if found.curves else "",
+        numbers=Markup(charts.table(found.curves)) if found.curves else "",
+        lost=information.advice(found.curves) if found.curves else None,
         configuration=rows,
         version=jaxplain.__version__,
-        **{f.__name__: f for f in (tokens, tree, bars, pictures, signed, brief, percent, share)},
+        **{f.__name__: f for f in SHOWN},
     )
 
 

@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def run(
     max_length: int | None = None,
     ragged: Sequence[str] | str = "auto",
     configuration: dict[str, Any] | None = None,
+    keep: Mapping[str, PyTree] | None = None,
     memory_limit: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -67,6 +68,9 @@ def run(
             which positions are real: give it a mask of ones, which padding continues with zeros.
         configuration: anything that JSON holds; kept in run.json, and compared on resuming. So are
             the function, the parameters, the key, the number of examples and up to 256 of them.
+        keep: arrays by name that belong to the run as a whole, such as what was measured on the
+            data beforehand; kept in the directory, compared on resuming, and there again as
+            `jaxplain.load(out).kept`. What `explain` needs of them goes into `params`, too.
         memory_limit: bytes a device that a program may take; default 80% of what is free.
         overwrite: remove the run that is in `out`, if it is another one; the same one is resumed.
         progress: show a bar, or plain lines where there is no terminal, on stderr.
@@ -128,7 +132,8 @@ def run(
                 "params": fingerprint.of_params(params),
                 "data": fingerprint.of_data(len(examples), probes),
                 "key": fingerprint.of_key(key),
-            },
+            }
+            | ({"kept": fingerprint.of_params(dict(keep))} if keep else {}),
         }
         if old is not None and overwrite and fingerprint.differences(old, info):
             # Only now, when nothing in the new run can be refused any more.
@@ -143,6 +148,8 @@ def run(
             for folder in ("plans", "shards"):
                 (out / folder).mkdir(exist_ok=True)
             store.sweep(out)
+            if keep and not kept_whole(out):
+                store.write_kept(out, dict(keep))
         settings = Settings(
             explain, params, jax.device_put(key, NamedSharding(mesh, PartitionSpec())), like, out,
             mesh, batch_size, plan.shard_size_for(shard_size, len(examples)),
@@ -185,6 +192,13 @@ def check_arguments(examples, batch_size, shard_size, lengths, max_length) -> No
         raise JaxplainError(f"max_length must be at least 1, not {max_length!r}")
     if lengths != "auto" and (isinstance(lengths, str) or not lengths or min(lengths) < 1):
         raise JaxplainError(f"lengths must be 'auto' or numbers of at least 1, not {lengths!r}")
+
+
+def kept_whole(out: Path) -> bool:
+    try:
+        return store.read_kept(out) is not None
+    except store.Damaged:
+        return False
 
 
 def canonical_length(lengths: Any, max_length: int | None) -> int:

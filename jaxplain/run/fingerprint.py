@@ -18,6 +18,7 @@ LABELS = {
     "params": "the parameters",
     "data": "the examples",
     "key": "the random key",
+    "kept": "the arrays to keep",
 }
 
 
@@ -83,7 +84,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for name, label in LABELS.items():
         if name == "function" and lines:
             continue  # another option, or another version, is another function: no news
-        if old.get("fingerprints", {}).get(name) != new["fingerprints"][name]:
+        if old.get("fingerprints", {}).get(name) != new["fingerprints"].get(name):
             lines.append(f"{label} differ{'' if label.endswith('s') else 's'}")
     return lines
 

@@ -1,13 +1,13 @@
 """`load`: the records of a run, read as they are asked for."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxplain.run import store
 from jaxplain.run.store import Record
-from jaxplain.types import JaxplainError
+from jaxplain.types import JaxplainError, PyTree
 
 KEPT = 64  # shards that stay in memory, at most
 KEPT_BYTES = 2**30
@@ -19,12 +19,17 @@ class Records:
     Attributes:
         path: the run directory.
         info: the content of run.json.
+        kept: the arrays that `run` was asked to keep, by name; empty if none.
     """
 
     def __init__(self, path: Path, info: dict[str, Any], places: dict[int, tuple[int, int, int]]):
         self.path, self.info = path, info
         self._places = places
         self._shards: OrderedDict[tuple[int, int], tuple[int, list[Record]]] = OrderedDict()
+
+    @property
+    def kept(self) -> Mapping[str, PyTree]:
+        return store.read_kept(self.path) or {}
 
     def __len__(self) -> int:
         return len(self._places)

@@ -3,6 +3,7 @@
     run.json              what was run, on what, how far it got
     plans/00000.msgpack   which examples make which shard, a file a window of the source
     shards/00000-0000.msgpack   the records of one shard
+    kept.msgpack          arrays that belong to the run as a whole, where it has some
 
 Every msgpack file starts with a mark and a checksum of the rest, is written under a temporary name,
 synced and renamed; so a file under its final name is whole, and a damaged one is noticed. Nothing
@@ -19,15 +20,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
+import jax
 import jax.numpy as jnp
 import msgpack
 import numpy as np
 
-from jaxplain.run.trees import rebuild
+from jaxplain.run.trees import describe, rebuild
 from jaxplain.types import JaxplainError, PyTree
 
 FORMAT = "jaxplain run 1"
 MARK = b"JXP1"
+KEPT = "kept.msgpack"
 DIGEST = 16
 
 
@@ -151,6 +154,24 @@ def unpack_records(path: Path) -> list[Record]:
     return records
 
 
+def write_kept(out: Path, keep: PyTree) -> None:
+    """Write the arrays that belong to the whole run, in the form of a shard of one record."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(keep)]
+    write(out / KEPT, pack_records(describe(keep), [(0, leaves, {}, None)]))
+
+
+def read_kept(out: Path) -> PyTree:
+    """What `write_kept` wrote; None where it wrote nothing.
+
+    Raises:
+        Damaged: if its checksum does not agree.
+    """
+    try:
+        return unpack_records(out / KEPT)[0].result
+    except FileNotFoundError:
+        return None
+
+
 def plan_path(out: Path, window: int) -> Path:
     return out / "plans" / f"{window:05d}.msgpack"
 
@@ -204,6 +225,7 @@ def sweep(out: Path) -> None:
 def clear(out: Path) -> None:
     """Remove a run's files; `read_info` has made sure that it is one."""
     (out / "run.json").unlink(missing_ok=True)
+    (out / KEPT).unlink(missing_ok=True)
     for folder in ("plans", "shards"):
         shutil.rmtree(out / folder, ignore_errors=True)
 

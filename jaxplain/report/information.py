@@ -1,0 +1,149 @@
+"""Word information of a sentence: a map of words by layers, for a page and for the terminal."""
+
+import html
+
+import numpy as np
+from rich.text import Text
+
+from jaxplain.report.curves import Curves
+from jaxplain.report.shades import KEPT
+from jaxplain.report.view import Part
+from jaxplain.report.words import words
+
+STEPS = 10  # colour steps of a page
+SHADES = " ░▒▓█"  # those of a terminal without colours
+CENSORED, UNCONVERGED = "·", "?"
+
+
+def step(kept: float, most: float, steps: int) -> int:
+    """The colour step, 0 to `steps`, of a word that keeps `kept` nats per dimension of `most`."""
+    return int(np.clip(np.rint(kept / most * steps), 0, steps)) if most > 0 else 0
+
+
+def told(part: Part, row: int, column: int) -> str:
+    """One word in one layer, in numbers."""
+    found = part.information
+    facts = [
+        f"layer {part.layers[row]}",
+        f"kept {part.scores[row, column]:.3g} nats per dimension",
+        f"σ {found.sigma[row, column]:.3g}",
+        f"entropy {found.entropy[row, column]:.4g} nats".replace("-", "−"),
+    ]
+    error = float(found.standard_error[row, column])
+    if np.isfinite(error):
+        facts.append(f"log σ ± {error:.2g}")
+    if found.censored[row, column]:
+        facts.append("at the cap: forgotten")
+    if not found.converged[row]:
+        facts.append("not converged")
+    return " · ".join(facts)
+
+
+def map_html(part: Part, most: float) -> str:
+    """A sentence's words, each over a stripe for every layer, in the order of the layers.
+
+    Args:
+        part: of kind "information".
+        most: nats per dimension that get the full colour: the same for all sentences of a page.
+    """
+    found = part.information
+    labels = "".join(
+        f"<i>{layer}{'' if found.converged[row] else UNCONVERGED}</i>"
+        for row, layer in enumerate(part.layers)
+    )
+    columns = [f'<span class="names"><b>layer</b>{labels}</span>']
+    shown = words(part.names)
+    for column, word in enumerate(shown):
+        held = column + 1 < len(shown) and shown[column + 1].glued
+        cells = []
+        for row in range(len(part.layers)):
+            marks = [f"k{step(part.scores[row, column], most, STEPS)}"]
+            marks += ["z"] * bool(found.censored[row, column]) + ["u"] * (not found.converged[row])
+            stop = 0 if row == column == 0 else -1
+            cells.append(
+                f'<i class="{" ".join(marks)}" tabindex="{stop}" '
+                f'data-v="{told(part, row, column)}"></i>'
+            )
+        marks = ["g"] * word.glued + ["h"] * held + ["s"] * word.special
+        kind = f' class="{" ".join(marks)}"' if marks else ""
+        columns.append(f"<span{kind}><b>{html.escape(word.text)}</b>{''.join(cells)}</span>")
+    return f'<div class="map">{" ".join(columns)}</div>'
+
+
+def map_text(part: Part, most: float, *, colour: bool, width: int) -> Text:
+    """The map for a terminal `width` columns wide: a line of words, then a line for each layer."""
+    found = part.information
+    labels = [
+        f"layer {layer}{'' if found.converged[row] else UNCONVERGED}"
+        for row, layer in enumerate(part.layers)
+    ]
+    margin = max(map(len, labels)) + 2
+    shown = words(part.names)
+    lines: list[list[int]] = [[]]
+    used = margin
+    for column, word in enumerate(shown):
+        need = len(word.text) + 1
+        if used + need > width and lines[-1]:
+            lines.append([])
+            used = margin
+        lines[-1].append(column)
+        used += need
+    text = Text()
+    for line in lines:
+        text.append(" " * margin)
+        for column in line:
+            text.append(shown[column].text, "dim" if colour and shown[column].special else "")
+            text.append(" ")
+        text.append("\n")
+        for row, label in enumerate(labels):
+            text.append(f"{label:<{margin}}", "dim" if colour else "")
+            for column in line:
+                level = step(part.scores[row, column], most, len(SHADES) - 1)
+                wide = len(shown[column].text)
+                if found.censored[row, column]:
+                    text.append(CENSORED * wide)
+                elif colour:
+                    text.append(" " * wide, KEPT[level])
+                else:
+                    text.append(SHADES[level] * wide)
+                text.append(" ")
+            text.append("\n")
+    text.rstrip()
+    return text
+
+
+def legend_text(most: float, *, colour: bool) -> Text:
+    """What the shades of `map_text` mean."""
+    text = Text("forgotten ")
+    for level, shade in enumerate(SHADES):
+        text.append("   " if colour else shade * 3, KEPT[level] if colour else "")
+    ends = f" kept (up to {most:.2g} nats per dimension), {CENSORED} at the cap: forgotten, "
+    return text.append(f"{ends}{UNCONVERGED} not converged\n")
+
+
+def scale(parts: list[Part]) -> float:
+    """The nats per dimension that get the full colour: the most of any word, over all `parts`."""
+    return max((float(np.max(part.scores, initial=0.0)) for part in parts), default=0.0)
+
+
+def summary(found: Curves) -> str:
+    """Word information of a run in a few words."""
+    lost = int(found.unconverged.sum())
+    count = len(found.layers)
+    facts = f"{count} {'layer' if count == 1 else 'layers'} of {found.words:,} words"
+    share = f"{100 * found.converged:.1f}% of layers of sentences converged"
+    if lost:
+        share += f" ({lost:,} not)"
+    return f"{facts} · {share} · largest standard error of log σ {found.largest_error:.2g}"
+
+
+def advice(found: Curves) -> str | None:
+    """What to do about layers that did not converge; None where there is nothing to do."""
+    lost = int(found.unconverged.sum())
+    if not lost:
+        return None
+    which = [f"{n} ({k:,})" for n, k in zip(found.layers, found.unconverged, strict=True) if k]
+    return (
+        f"{lost:,} of {found.sentences * len(found.layers):,} layers of sentences did not converge "
+        f"and are left out of the curves, by layer: {', '.join(which)}; raise --steps or --samples"
+    )
