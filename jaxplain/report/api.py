@@ -11,7 +11,6 @@ from rich.console import Console
 from jaxplain.report import heat, information, web
 from jaxplain.report.curves import curves
 from jaxplain.report.view import Survey, survey
-from jaxplain.report.web import advice as advice
 from jaxplain.run.records import load
 from jaxplain.types import JaxplainError
 
@@ -79,6 +78,13 @@ def terminal(run_dir: str | Path, *, limit: int = 5, console: Console | None = N
     heat.examples(
         itertools.islice(records, limit), records.info.get("configuration") or {}, console
     )
+
+
+def advice(found: Survey, configuration: Mapping[str, Any]) -> str | None:
+    """What to do where a run is not as exact as it should be; None where there is nothing to do."""
+    if found.curves is not None:
+        return information.advice(found.curves)
+    return web.advice(found, configuration)
 
 
 def sentence(found: Survey, speed: str | None = None) -> str:
