@@ -87,6 +87,11 @@ def advice(found: Survey, configuration: Mapping[str, Any]) -> str | None:
     return web.advice(found, configuration)
 
 
+def overview(found: Survey) -> str | None:
+    """A run's numbers as a small table; None where there is none to make."""
+    return None if found.curves is None else information.table_text(found.curves) + "\n"
+
+
 def sentence(found: Survey, speed: str | None = None) -> str:
     """A run in one line: how many, how fast, how exact, what failed."""
     facts = [f"{found.examples - found.failed:,} of {found.examples:,} examples explained"]

@@ -126,6 +126,22 @@ def scale(parts: list[Part]) -> float:
     return max((float(np.max(part.scores, initial=0.0)) for part in parts), default=0.0)
 
 
+def table_text(found: Curves) -> str:
+    """The curves of a run in a few lines: what each layer keeps, over all sentences."""
+    slices = {"all words": found.overall, **dict(list(found.groups.items())[-2:])}
+    rows = [["layer", *slices, "words forgotten", "targeted"]]
+    for k, layer in enumerate(found.layers):
+        row = [f"{layer}{UNCONVERGED if found.unconverged[k] else ''}"]
+        for curve in slices.values():
+            row.append(f"{curve.mean[k]:.2f} ± {curve.standard_error[k]:.2f}".replace("nan", "-"))
+        forgotten, spread = found.overall.censored[k], found.targeting.mean[k]
+        rows.append([*row, f"{100 * forgotten:.0f}%", f"{spread:.2f}"])
+        rows[-1] = [cell.replace("nan%", "-").replace("nan", "-") for cell in rows[-1]]
+    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(c.rjust(n) for c, n in zip(row, wide, strict=True)) for row in rows]
+    return "kept, in nats per dimension, by layer (larger: more is kept)\n" + "\n".join(lines)
+
+
 def summary(found: Curves) -> str:
     """Word information of a run in a few words."""
     lost = int(found.unconverged.sum())
