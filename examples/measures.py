@@ -28,6 +28,13 @@ def auc(scores: np.ndarray, needed: np.ndarray) -> float:
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
 
 
+def average(values: Sequence[float] | np.ndarray) -> float:
+    """Mean of what is not NaN; NaN if nothing is left."""
+    kept = np.asarray(values, float)
+    kept = kept[np.isfinite(kept)]
+    return float(kept.mean()) if len(kept) else np.nan
+
+
 def mean_and_error(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:
     """Mean and standard error of independent values, NaN left out, as text."""
     kept = np.asarray(values, float)

@@ -50,7 +50,7 @@ import numpy as np
 import optax
 
 import jaxplain as jxp
-from examples.measures import auc, mean_and_error, spearman, table
+from examples.measures import auc, average, mean_and_error, spearman, table
 from examples.reversal_model import (
     DEPTH,
     LENGTH,
@@ -102,7 +102,7 @@ def perturbation(params, x, spread, *, steps: int = 200, weight: float = 0.1):
     def step(state, _):
         free, moments = state
         updates, moments = optimiser.update(jax.grad(loss)(free), moments)
-        return (optax.apply_updates(free, updates), moments), None
+        return (free + jnp.asarray(updates), moments), None
 
     free = jnp.zeros((*before.shape[:2], LENGTH))
     (free, _), _ = jax.lax.scan(step, (free, optimiser.init(free)), length=steps)
@@ -165,19 +165,18 @@ def measures(scores: np.ndarray, readable: np.ndarray) -> dict[str, float]:
     wide = np.ptp(scores) or 1.0
     steps = [pair for layer in scores for pair in pairwise(layer)]
     layers = [pair for a, b in pairwise(scores) for pair in zip(a, b, strict=True)]
+    states = [pair for layer in scores for pair in zip(layer, needed, strict=True)]
     found = {
-        "needed, one state": np.nanmean(
-            [auc(state, n) for layer in scores for state, n in zip(layer, needed, strict=True)]
-        ),
-        "needed, all steps": np.mean([auc(layer.ravel(), needed.ravel()) for layer in scores]),
-        "readable": np.mean(
+        "needed, one state": average([auc(state, n) for state, n in states]),
+        "needed, all steps": average([auc(layer.ravel(), needed.ravel()) for layer in scores]),
+        "readable": average(
             [spearman(a.ravel(), b.ravel()) for a, b in zip(scores, readable, strict=True)]
         ),
     }
     for name, pairs in (("steps", steps), ("layers", layers)):
-        found[f"{name}, rank correlation"] = np.nanmean([spearman(a, b) for a, b in pairs])
-        found[f"{name}, variation %"] = 100 * np.mean([abs(a - b).mean() for a, b in pairs]) / wide
-    return {name: float(value) for name, value in found.items()}
+        found[f"{name}, rank correlation"] = average([spearman(a, b) for a, b in pairs])
+        found[f"{name}, variation %"] = average([abs(a - b).mean() / wide * 100 for a, b in pairs])
+    return found
 
 
 def draw(path: Path, found: dict[str, np.ndarray], ids: np.ndarray) -> None:

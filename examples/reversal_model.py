@@ -41,7 +41,7 @@ def initialise(key, layers: int) -> dict[str, Any]:
 
 def recur(cell: Cell, state, inputs, noise):
     """All states `[T, D]` after `inputs [T, K]`, from `state [D]` on, `noise [T, D]` added."""
-    entered = inputs @ cell.enter + cell.bias
+    entered = inputs @ cell.enter + cell.bias[None]
 
     def step(state, word):
         entered, noise = word

@@ -1,0 +1,163 @@
+"""Which words survive in which layer of BERT, a Transformer, an LSTM and a CNN, side by side.
+
+    JAXPLAIN_DATA=path/to/data python -m examples.compare_models --bert path/to/bert
+
+runs, for each model,
+
+    jaxplain explain --model MODEL --data sst2/dev.tsv --method word_information --layers all
+
+and reads what the runs hold: sentences with sentiment, `sst2/dev.tsv` (columns `sentence` and
+`label`) below JAXPLAIN_DATA or the file of --data. Runs that were done before are not done again,
+and one that was killed goes on where it stopped: give the same command. Lists of positive and
+negative words come from the leaves of the sentiment trees in `sst-trees/train.txt` below
+JAXPLAIN_DATA, or those of --trees. It prints a table of all layers of all models, what agrees and
+what disagrees with seven findings of the paper, each with the numbers that decide it, and draws two
+figures.
+
+Everything is told in nats per dimension of a word that are kept: log(scale / sigma), 0 where the
+word is forgotten; models whose words have different widths then compare. ± is one standard error
+over sentences; a difference decides where it is twice that. Layers that did not converge are left
+out, sentence by sentence, and counted.
+
+The paper's sets of concepts, from DBpedia and the Microsoft Concept Graph, are not used here: the
+concepts are positive words and negative words.
+
+References:
+    Guan, Wang, Zhang, Chen, He, Xie, "Towards a Deep and Unified Understanding of Deep Neural
+    Models in NLP", ICML 2019. https://proceedings.mlr.press/v97/guan19a.html
+    Socher et al., "Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank",
+    2013. https://aclanthology.org/D13-1170/
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import cyclopts
+import numpy as np
+
+import jaxplain as jxp
+from examples.compare_figures import draw
+from examples.compare_findings import FINDINGS, concept_kept
+from examples.compare_reading import PLACES, Reading, read, sentiment_words
+from examples.measures import mean_and_error, table
+from jaxplain import cli, models
+
+SENTENCE = "rare bird"  # how the paper's example begins
+
+
+def numbers(by: dict[str, Reading]) -> list[list[str]]:
+    """A line for each layer of each model."""
+    shown = (
+        "all words",
+        "sentiment words",
+        "function words",
+        "[CLS]",
+        "[SEP]",
+        PLACES[0],
+        PLACES[-1],
+    )
+    lines = [
+        ["model", "layer", *shown, "spread", "neighbours", "concept kept", "forgotten", "left out"]
+    ]
+    for name, r in by.items():
+        share = concept_kept(r)
+        for k in range(len(r.layers)):
+            kept = [mean_and_error(r.kept[part][:, k], 3) for part in shown]
+            line = [mean_and_error(r.spread[:, k], 3), mean_and_error(r.neighbours[:, k])]
+            line += [f"{share[k]:.3g}", f"{r.censored[k]:.1%}", str(int(r.unconverged[k]))]
+            lines.append([name, str(r.layers[k]), *kept, *line])
+    return lines
+
+
+def about_concepts(by: dict[str, Reading]) -> list[list[str]]:
+    """A line for each concept in the first and the last layer of each model: medians, in nats."""
+    lines = [["model", "concept", "layer", "A_i", "A_c", "beyond", "places", "words (not found)"]]
+    for name, r in by.items():
+        for title, c in r.concepts.items():
+            for k in sorted({0, len(r.layers) - 1}):
+                medians = [f"{np.nanmedian(v[k]):.3g}" for v in (c.word, c.concept, c.beyond)]
+                found = f"{c.listed} ({c.unknown + c.several})"
+                lines.append(
+                    [name, title, str(r.layers[k]), *medians, str(c.sigma.shape[1]), found]
+                )
+    return lines
+
+
+def answers(r: Reading) -> str:
+    """The model's accuracy, and whether it keeps more where it is right."""
+    right = np.nanmean(r.right) if np.isfinite(r.right).any() else np.nan
+    kept = r.kept["all words"][:, -1]
+    yes, no = (mean_and_error(kept[r.right == value], 3) for value in (1.0, 0.0))
+    return f"{right:.1%} right; last layer keeps {yes} where right, {no} where wrong"
+
+
+def main(
+    *,
+    bert: Path | None = None,
+    model: tuple[str, ...] = models.BUNDLED,
+    data: Path | None = None,
+    trees: Path | None = None,
+    limit: int | None = None,
+    out: Path = Path("runs/compare"),
+    state: str = "all",
+    background: int | None = None,
+    markdown: bool = False,
+) -> None:
+    """Explain every layer of several models, and hold the paper's findings against the numbers.
+
+    Args:
+        bert: a Hugging Face directory of a BERT classifier; without it, some findings are open.
+        model: the other models.
+        data: sentences and labels; SST-2's dev set below JAXPLAIN_DATA if not given.
+        trees: sentiment trees; those of SST's training set below JAXPLAIN_DATA if not given.
+        limit: only the first sentences.
+        out: a folder for the runs, tables and figures.
+        state: what of a layer is compared: all words' states, their mean, or the first one.
+        background: sentences that a layer's spread is measured on.
+        markdown: print in Markdown.
+    """
+    home = os.environ.get("JAXPLAIN_DATA")
+    data = data or (Path(home) / "sst2" / "dev.tsv" if home else None)
+    trees = trees or (Path(home) / "sst-trees" / "train.txt" if home else None)
+    for path, option in ((data, "--data"), (trees, "--trees")):
+        if path is None or not path.is_file():
+            sys.exit(f"not found: {path or option}: give a file by {option}, or set JAXPLAIN_DATA")
+    assert data is not None and trees is not None
+    lists = sentiment_words(trees)
+    by = {}
+    for name in ([str(bert)] if bert else []) + list(model):
+        loaded = models.load(name)
+        title = "bert" if bert and name == str(bert) else name
+        folder = out / title
+        arguments = ["explain", "--model", name, "--data", str(data), "--out", str(folder)]
+        arguments += ["--method", "word_information", "--layers", "all", "--state", state]
+        arguments += [] if limit is None else ["--limit", str(limit)]
+        arguments += [] if background is None else ["--background", str(background)]
+        if code := cli.call([*arguments, "--show", "0"]):
+            sys.exit(code)
+        by[title] = read(jxp.load(folder), loaded, lists, SENTENCE)
+    heading = "## " if markdown else ""
+    parts = [f"{heading}Layers: nats per dimension kept", table(numbers(by), markdown=markdown)]
+    parts += [f"{heading}Concepts", table(about_concepts(by), markdown=markdown)]
+    lines = [["finding", "", "numbers"]]
+    for find in FINDINGS:
+        claim, agrees, told = find(by)
+        verdict = "not told" if agrees is None else "agrees" if agrees else "disagrees"
+        lines.append([claim, verdict, told])
+    if markdown:
+        parts += [f"{heading}Findings", table(lines, markdown=True)]
+    else:
+        parts += ["Findings", *(f"{v}: {claim}\n    {told}" for claim, v, told in lines[1:])]
+    parts += ["\n".join(f"{name}: {answers(r)}  " for name, r in by.items())]
+    report = "\n\n".join(parts)
+    print(f"\n{report}\n")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.md").write_text(report + "\n", encoding="utf-8")
+    shares = {name: concept_kept(r) for name, r in by.items()}
+    for path in draw(out, by, shares):
+        print(f"figure: {path}")
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)
