@@ -1,11 +1,22 @@
 """What in a program depends on the signal, and what is zero, without computing anything."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import jax.numpy as jnp
 
 from jaxplain.interpret import compat, rules
 from jaxplain.interpret.compat import Program, Step
+from jaxplain.types import PyTree
+
+
+def depends(fn: Callable[[PyTree], PyTree], x: PyTree) -> bool:
+    """Whether anything that `fn` returns is computed from x, by its program and not by its values.
+
+    A loop, a branch or a call counts as computing all its results from all its operands.
+    """
+    program, _ = compat.trace(fn, (x,), lambda *_: True)
+    reached = signal(program, [True] * len(program.inputs))
+    return not reached.isdisjoint(program.outputs)
 
 
 def signal(program: Program, touched: Collection[bool]) -> set[int]:

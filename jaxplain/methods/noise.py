@@ -1,0 +1,225 @@
+"""The largest noise on the words of an input that leaves a hidden state as it is: how it is found."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxplain.methods.sampling import wide
+from jaxplain.types import Array, PyTree
+
+EXACT = 256  # states of at most so many units: their Jacobian is computed, not sampled
+LEAST = 8  # steps before the averages say anything
+JUDGES = 64  # noise draws by which the result of the published loop is judged
+TOGETHER = 8  # evaluations at once, where how many is not the caller's to say
+
+
+class Target(NamedTuple):
+    """What the change of a state is measured by.
+
+    Attributes:
+        state: leaves of h(x).
+        weight: like `state`, 1 / (spread^2 D), 0 where a unit does not count.
+        real: `[T]` bool, which rows of x are words.
+        words: `[]` how many of them, n.
+        units: `[]` int32, how many units count, D.
+        left_out: `[]` int32, units that would, and have no spread.
+        rate: `[]` by the published convention.
+    """
+
+    state: list[Array]
+    weight: list[Array]
+    real: Array
+    words: Array
+    units: Array
+    left_out: Array
+    rate: Array
+
+
+class Found(NamedTuple):
+    """What a search came to; see `WordInformation`. `slope` is d loss / d log sigma times n / rate,
+    `change` the mean over units of the squared change of the state, in squared spreads."""
+
+    log_ratio: Array
+    standard_error: Array
+    slope: Array
+    change: Array
+    steps: Array
+
+
+def change(h: Callable, x: Array, target: Target, sigma: Array, noise: Array) -> Array:
+    """Mean over units of the state's squared change under `noise [T, K]` times `sigma [T]`."""
+    moved = wide(x) + jnp.where(target.real, sigma, 0)[:, None] * noise
+    states = jax.tree.leaves(wide(h(moved.astype(x.dtype))))
+    pairs = zip(states, target.state, target.weight, strict=True)
+    return total(w * jnp.square(s - old) for s, old, w in pairs)
+
+
+def total(terms) -> Array:
+    return jnp.asarray(sum(jnp.sum(term) for term in terms))
+
+
+def published_loss(h, x: Array, target: Target, ratio: Array, noise: Array, scale) -> Array:
+    """The published objective for one noise draw; `sigma = scale sigmoid(ratio)`."""
+    log_ratio = jax.nn.log_sigmoid(ratio)
+    moved = change(h, x, target, jnp.exp(log_ratio) * scale, noise)
+    return moved - target.rate * jnp.sum(log_ratio, where=target.real) / target.words
+
+
+def closed_form(h, x: Array, target: Target, scale, key: Array, probes: int) -> Array:
+    """log(sigma / scale) `[T]`, at most 0, where h is linear in the noise.
+
+    There the change is the sum of sigma_i^2 A_i with A_i the squared norm of word i's block of the
+    Jacobian, weighted, and the optimum sigma_i^2 = rate / (2 n A_i). A backward pass from random
+    signs gives all blocks' norms at once, without a cross term between words; from unit vectors,
+    exactly.
+    """
+    state, back = jax.vjp(lambda v: jax.tree.leaves(wide(h(v))), x)
+    sizes = [s.size for s in state]
+
+    def blocks(cotangent: list[Array]) -> Array:
+        pulled = [jnp.sqrt(w) * c for w, c in zip(target.weight, cotangent, strict=True)]
+        pulled = [p.astype(s.dtype) for p, s in zip(pulled, state, strict=True)]
+        return jnp.sum(jnp.square(wide(back(pulled)[0])), axis=1)
+
+    if sum(sizes) <= EXACT:
+
+        def one(i):
+            row = jnp.arange(sum(sizes)) == i
+            parts, start = [], 0
+            for s in state:
+                parts.append(row[start : start + s.size].reshape(s.shape))
+                start += s.size
+            return blocks(parts)
+
+        norms = jnp.sum(jax.lax.map(one, jnp.arange(sum(sizes)), batch_size=TOGETHER), axis=0)
+    else:
+
+        def one(i):
+            keys = jax.random.split(jax.random.fold_in(key, i), len(state))
+            signs = zip(keys, state, strict=True)
+            return blocks([jax.random.rademacher(k, s.shape, s.dtype) for k, s in signs])
+
+        norms = jnp.mean(jax.lax.map(one, jnp.arange(probes), batch_size=TOGETHER), axis=0)
+    # A word without influence has norm 0, and bears any noise.
+    log_sigma = 0.5 * jnp.log(target.rate / (2 * target.words * norms))
+    return jnp.where(target.real, jnp.minimum(log_sigma - jnp.log(scale), 0), 0)
+
+
+def draw(key: Array, step: Array | int, samples: int, x: Array) -> Array:
+    """Standard normal noise `[samples, T, K]` of one step, in antithetic pairs."""
+    half = -(-samples // 2)
+    noise = jax.random.normal(jax.random.fold_in(key, step), (half, *x.shape), wide(x).dtype)
+    return jnp.concatenate([noise, -noise])[:samples]
+
+
+def slopes(h, x, target: Target, scale, log_ratio: Array, noise: Array) -> tuple[Array, Array]:
+    """What each word's noise costs, 1 where it balances, `[samples, T]`, and the change."""
+
+    def one(noise):
+        sigma = lambda v: jnp.exp(v) * scale
+        value, slope = jax.value_and_grad(lambda v: change(h, x, target, sigma(v), noise))(
+            log_ratio
+        )
+        return slope * target.words / target.rate, value
+
+    return jax.vmap(one)(noise)
+
+
+class _Average(NamedTuple):
+    log_ratio: Array
+    cost: Array
+    square: Array
+    change: Array
+
+
+def search(
+    h: Callable, x: Array, target: Target, scale, key: Array, *, steps: int, samples: int,
+    tolerance: float, probes: int, learning_rate: float,
+) -> Found:  # fmt: skip
+    """Descend in log sigma from the closed form; give the averaged iterate.
+
+    In units of rate / n the gradient of a locally linear case is sigma^2 / sigma*^2 - 1, so its
+    curvature is 2 whatever the model, and a learning rate of 1/2 is Newton's step. Iterates are
+    averaged with weights that grow with the step, which forgets the start.
+    """
+    start, noises = jax.random.split(key)
+    first = closed_form(h, x, target, scale, start, probes)
+    schedule = lambda t: learning_rate * jnp.minimum(1.0, (10 / (t + 1)) ** 0.6)
+    # Gradients above 1 are divided by their size, so that a rare large one moves no word far.
+    optimizer = optax.chain(
+        optax.scale_by_adam(b1=0.0, b2=0.95, eps=1.0), optax.scale_by_learning_rate(schedule)
+    )
+
+    def settled(average: _Average, taken: Array) -> tuple[Array, Array, Array]:
+        slope = average.cost - 1
+        variance = jnp.maximum(average.square - jnp.square(average.cost), 0)
+        error = 0.5 * jnp.sqrt(variance / (0.75 * jnp.maximum(taken, 1)))
+        free = target.real & (average.log_ratio <= -tolerance)
+        good = (jnp.abs(slope) <= 2 * tolerance) & (error <= tolerance)
+        return slope, error, jnp.all(good | ~free)
+
+    def more(state) -> Array:
+        taken, *_, average = state
+        done = settled(average, taken)[2] & (taken >= LEAST)
+        return (taken < steps) & ~done
+
+    def step(state):
+        taken, log_ratio, memory, average = state
+        cost, moved = slopes(h, x, target, scale, log_ratio, draw(noises, taken, samples, x))
+        cost = jnp.mean(cost, 0)
+        update, memory = optimizer.update(cost - 1, memory)
+        log_ratio = jnp.where(target.real, jnp.minimum(log_ratio + update, 0), 0)
+        share = 2 / (taken + 2)
+        new = _Average(log_ratio, cost, jnp.square(cost), jnp.mean(moved))
+        mixed = jax.tree.map(lambda a, b: a + share.astype(a.dtype) * (b - a), average, new)
+        return taken + 1, log_ratio, memory, mixed
+
+    zero = jnp.zeros_like(first)
+    average = _Average(first, zero, zero, jnp.zeros((), first.dtype))
+    begin = (jnp.int32(0), first, optimizer.init(first), average)
+    taken, _, _, average = jax.lax.while_loop(more, step, begin)
+    slope, error, _ = settled(average, taken)
+    return Found(average.log_ratio, error, slope, average.change, taken)
+
+
+def published(
+    h: Callable, x: Array, target: Target, scale, key: Array, *, steps: int, samples: int,
+    learning_rate: float,
+) -> Found:  # fmt: skip
+    """The published loop: Adam on noisy losses, and the parameters after the luckiest one."""
+    start, noises, judges = jax.random.split(key, 3)
+    ratio = jax.random.normal(start, x.shape[:1], wide(x).dtype)
+    optimizer = optax.adam(learning_rate)
+
+    def loss(ratio, noise):
+        one = lambda n: published_loss(h, x, target, ratio, n, scale)
+        return jnp.mean(jax.vmap(one)(noise))
+
+    def step(state, t):
+        ratio, memory, lowest, kept = state
+        value, slope = jax.value_and_grad(loss)(ratio, draw(noises, t, samples, x))
+        update, memory = optimizer.update(slope, memory)
+        ratio = optax.apply_updates(ratio, update)
+        # The loss is of the parameters before the step, as published.
+        kept = jnp.where(value < lowest, ratio, kept)
+        return (ratio, memory, jnp.minimum(value, lowest), kept), None
+
+    begin = (ratio, optimizer.init(ratio), jnp.full((), jnp.inf, ratio.dtype), ratio)
+    (*_, kept), _ = jax.lax.scan(step, begin, jnp.arange(steps))
+    log_ratio = jax.nn.log_sigmoid(kept)
+
+    def judge(i):
+        cost, moved = slopes(h, x, target, scale, log_ratio, draw(judges, i, TOGETHER, x))
+        return jnp.mean(cost, 0), jnp.mean(moved)
+
+    cost, moved = jax.lax.map(judge, jnp.arange(JUDGES // TOGETHER))
+    return Found(
+        log_ratio,
+        jnp.full_like(log_ratio, jnp.nan),
+        jnp.mean(cost, 0) - 1,
+        jnp.mean(moved),
+        jnp.int32(steps),
+    )
