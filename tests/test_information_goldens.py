@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxplain.methods.information import published_loss
+from jaxplain.methods.information import published_loss, word_information
 from jaxplain.methods.spread import hidden_spread
 from tests import information_replica as replica
 
@@ -109,6 +109,29 @@ def test_replica_has_the_published_loop(x64, golden, name, learning_rate):
     equal(kept, golden[f"{stored}_kept"], TOLERANCE["f8"])
     sigma = options["scale"] * replica.sigmoid(kept)
     equal(sigma, golden[f"{stored}_sigma"], TOLERANCE["f8"])
+
+
+@pytest.mark.parametrize("learning_rate", RATES)
+def test_sigmoid_parametrisation_runs_the_published_loop(x64, key, golden, learning_rate):
+    """On the draws of `word_information` itself, the replica keeps the same sigma."""
+    h, pull, x, options = pieces(golden, "lstm", "f8")
+    steps = 40
+    found = jax.jit(
+        lambda x: word_information(
+            network(golden, "lstm", "f8"), x, key=key, steps=steps, parametrisation="sigmoid",
+            learning_rate=learning_rate, **options,
+        )
+    )(jnp.asarray(x, "f8"))  # fmt: skip
+    start, draws, _ = jax.random.split(key, 3)
+    noises = [
+        jax.random.normal(jax.random.fold_in(draws, t), (1, *x.shape))[0] for t in range(steps)
+    ]
+    objective = partial(replica.published_objective, h, pull, x, **options)
+    ratio = jax.random.normal(start, x.shape[:1])
+    kept, losses = replica.published_loop(objective, ratio, noises, learning_rate=learning_rate)
+    assert losses.argmin() < steps - 1  # or the last parameters would pass too
+    equal(found.sigma, options["scale"] * replica.sigmoid(kept), TOLERANCE["f8"])
+    assert int(found.steps) == steps
 
 
 def test_published_objective_is_the_papers(golden):
