@@ -19,9 +19,13 @@ from jaxplain.methods.contextual import missing as missing
 from jaxplain.methods.contextual import named as named
 from jaxplain.methods.gradient import input_x_gradient as input_x_gradient
 from jaxplain.methods.gradient import saliency as saliency
+from jaxplain.methods.information import WordInformation as WordInformation
+from jaxplain.methods.information import layer_information as layer_information
+from jaxplain.methods.information import word_information as word_information
 from jaxplain.methods.path import expected_gradients as expected_gradients
 from jaxplain.methods.path import integrated_gradients as integrated_gradients
 from jaxplain.methods.smooth import smooth as smooth
+from jaxplain.methods.spread import hidden_spread as hidden_spread
 from jaxplain.methods.tokens import token_scores as token_scores
 from jaxplain.registry import METHODS as METHODS
 from jaxplain.registry import configure as configure

@@ -1,4 +1,4 @@
-"""The largest noise on the words of an input that leaves a hidden state as it is: how it is found."""
+"""How the largest noise is found that the words of an input can bear."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxplain.methods.sampling import wide
-from jaxplain.types import Array, PyTree
+from jaxplain.methods.target import Target
+from jaxplain.types import Array
 
 EXACT = 256  # states of at most so many units: their Jacobian is computed, not sampled
 LEAST = 8  # steps before the averages say anything
@@ -16,31 +17,13 @@ JUDGES = 64  # noise draws by which the result of the published loop is judged
 TOGETHER = 8  # evaluations at once, where how many is not the caller's to say
 
 
-class Target(NamedTuple):
-    """What the change of a state is measured by.
+class Found(NamedTuple):
+    """What a search came to; other fields as in `WordInformation`.
 
     Attributes:
-        state: leaves of h(x).
-        weight: like `state`, 1 / (spread^2 D), 0 where a unit does not count.
-        real: `[T]` bool, which rows of x are words.
-        words: `[]` how many of them, n.
-        units: `[]` int32, how many units count, D.
-        left_out: `[]` int32, units that would, and have no spread.
-        rate: `[]` by the published convention.
+        slope: `[T]` d loss / d log sigma times n / rate.
+        change: `[]` mean over units of the squared change of the state, in squared spreads.
     """
-
-    state: list[Array]
-    weight: list[Array]
-    real: Array
-    words: Array
-    units: Array
-    left_out: Array
-    rate: Array
-
-
-class Found(NamedTuple):
-    """What a search came to; see `WordInformation`. `slope` is d loss / d log sigma times n / rate,
-    `change` the mean over units of the squared change of the state, in squared spreads."""
 
     log_ratio: Array
     standard_error: Array
@@ -202,13 +185,13 @@ def published(
         ratio, memory, lowest, kept = state
         value, slope = jax.value_and_grad(loss)(ratio, draw(noises, t, samples, x))
         update, memory = optimizer.update(slope, memory)
-        ratio = optax.apply_updates(ratio, update)
+        ratio = ratio + jnp.asarray(update)
         # The loss is of the parameters before the step, as published.
         kept = jnp.where(value < lowest, ratio, kept)
         return (ratio, memory, jnp.minimum(value, lowest), kept), None
 
     begin = (ratio, optimizer.init(ratio), jnp.full((), jnp.inf, ratio.dtype), ratio)
-    (*_, kept), _ = jax.lax.scan(step, begin, jnp.arange(steps))
+    kept = jax.lax.scan(step, begin, jnp.arange(steps))[0][-1]
     log_ratio = jax.nn.log_sigmoid(kept)
 
     def judge(i):
