@@ -71,17 +71,26 @@ def numbers(by: dict[str, Reading]) -> list[list[str]]:
 
 
 def about_concepts(by: dict[str, Reading]) -> list[list[str]]:
-    """A line for each concept in the first and the last layer of each model: medians, in nats."""
-    lines = [["model", "concept", "layer", "A_i", "A_c", "beyond", "places", "words (not found)"]]
+    """A line for each concept in each layer of each model: medians over its words, in nats."""
+    lines = [["model", "concept", "layer", "A_i", "A_c", "beyond", "forgotten", "places", "words"]]
     for name, r in by.items():
         for title, c in r.concepts.items():
-            for k in sorted({0, len(r.layers) - 1}):
-                medians = [f"{np.nanmedian(v[k]):.3g}" for v in (c.word, c.concept, c.beyond)]
-                found = f"{c.listed} ({c.unknown + c.several})"
-                lines.append(
-                    [name, title, str(r.layers[k]), *medians, str(c.sigma.shape[1]), found]
-                )
+            for k, layer in enumerate(r.layers):
+                values = [v[k][np.isfinite(v[k])] for v in (c.word, c.concept, c.beyond)]
+                line = [f"{np.median(v):.3g}" if len(v) else "-" for v in values]
+                line.append(f"{c.censored[k].mean():.1%}" if c.censored.size else "-")
+                line += [str(c.sigma.shape[1]), str(c.listed - c.unknown - c.several)]
+                lines.append([name, title, str(layer), *line])
     return lines
+
+
+def left_out(name: str, r: Reading) -> str:
+    """Which of the listed words are no one token of the model's."""
+    told = ", ".join(
+        f"{c.unknown} unknown and {c.several} of several tokens of {c.listed} {title}"
+        for title, c in r.concepts.items()
+    )
+    return f"Left out for {name}: {told}."
 
 
 def answers(r: Reading) -> str:
@@ -139,7 +148,11 @@ def main(
         by[title] = read(jxp.load(folder), loaded, lists, SENTENCE)
     heading = "## " if markdown else ""
     parts = [f"{heading}Layers: nats per dimension kept", table(numbers(by), markdown=markdown)]
-    parts += [f"{heading}Concepts", table(about_concepts(by), markdown=markdown)]
+    parts += [
+        f"{heading}Concepts: nats, medians over places of their words",
+        table(about_concepts(by), markdown=markdown),
+        *(left_out(name, r) for name, r in by.items()),
+    ]
     lines = [["finding", "", "numbers"]]
     for find in FINDINGS:
         claim, agrees, told = find(by)

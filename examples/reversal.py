@@ -70,9 +70,16 @@ METHODS = ("word information", "gradient", "perturbation", "occlusion", "CD")
 def information(params, x, spread, key, *, steps: int):
     """Nats that a state holds of each word, below the cap: `[layers, T, words]`."""
     states = lambda x: decoder_states(params, x).reshape(-1, DEPTH)
-    scale = 10 * jnp.std(params["embedding"])  # as the published code recommends
     found = layer_information(
-        states, x, key=key, scale=scale, spread=spread.reshape(-1, DEPTH), steps=steps
+        states,
+        x,
+        key=key,
+        scale=jnp.std(params["embedding"]),  # noise as large as words differ: none is left
+        spread=spread.reshape(-1, DEPTH),
+        steps=steps,
+        samples=8,
+        tolerance=0.05,
+        chunk=16,
     )
     return -WIDTH * found.log_ratio.reshape(-1, LENGTH, LENGTH), found.converged
 
