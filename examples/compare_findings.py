@@ -151,7 +151,12 @@ def concept_kept(r: Reading) -> np.ndarray:
     three shares are one.
     """
     sigma = np.concatenate([concept.sigma for concept in r.concepts.values()], axis=1)
-    return np.exp(np.nanmedian(2 * np.log(sigma[:1] / sigma), axis=1))
+    changes = 2 * np.log(sigma[:1] / sigma)
+    return np.array([np.exp(np.median(v)) if len(v) else np.nan for v in map(finite, changes)])
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
 
 
 def concepts(by: dict[str, Reading]) -> Finding:
@@ -176,3 +181,13 @@ FINDINGS = (
     subsequences,
     concepts,
 )
+
+
+def judge(by: dict[str, Reading]) -> list[Finding]:
+    """All findings; none is told of models of which some layer has no sentence left."""
+    empty = [n for n, r in by.items() if not np.isfinite(r.kept["all words"]).any(axis=0).all()]
+    found = [find(by) for find in FINDINGS]
+    if not empty:
+        return found
+    why = f"no sentence converged in some layer of {', '.join(empty)}"
+    return [Finding(one.claim, None, why) for one in found]

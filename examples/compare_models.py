@@ -38,9 +38,9 @@ import numpy as np
 
 import jaxplain as jxp
 from examples.compare_figures import draw
-from examples.compare_findings import FINDINGS, concept_kept
+from examples.compare_findings import concept_kept, judge
 from examples.compare_reading import PLACES, Reading, read, sentiment_words
-from examples.measures import mean_and_error, table
+from examples.measures import average, mean_and_error, table
 from jaxplain import cli, models
 
 SENTENCE = "rare bird"  # how the paper's example begins
@@ -95,7 +95,7 @@ def left_out(name: str, r: Reading) -> str:
 
 def answers(r: Reading) -> str:
     """The model's accuracy, and whether it keeps more where it is right."""
-    right = np.nanmean(r.right) if np.isfinite(r.right).any() else np.nan
+    right = average(r.right)
     kept = r.kept["all words"][:, -1]
     yes, no = (mean_and_error(kept[r.right == value], 3) for value in (1.0, 0.0))
     return f"{right:.1%} right; last layer keeps {yes} where right, {no} where wrong"
@@ -111,6 +111,9 @@ def main(
     out: Path = Path("runs/compare"),
     state: str = "all",
     background: int | None = None,
+    steps: int | None = None,
+    samples: int | None = None,
+    tolerance: float | None = None,
     markdown: bool = False,
 ) -> None:
     """Explain every layer of several models, and hold the paper's findings against the numbers.
@@ -124,6 +127,9 @@ def main(
         out: a folder for the runs, tables and figures.
         state: what of a layer is compared: all words' states, their mean, or the first one.
         background: sentences that a layer's spread is measured on.
+        steps: the most that the search takes; more where layers are left out.
+        samples: noise draws a step, likewise.
+        tolerance: of log sigma; a layer that misses it is left out.
         markdown: print in Markdown.
     """
     home = os.environ.get("JAXPLAIN_DATA")
@@ -134,6 +140,9 @@ def main(
             sys.exit(f"not found: {path or option}: give a file by {option}, or set JAXPLAIN_DATA")
     assert data is not None and trees is not None
     lists = sentiment_words(trees)
+    given = dict(limit=limit, background=background, steps=steps, samples=samples)
+    given |= dict(tolerance=tolerance)
+    settings = [(f"--{name}", str(value)) for name, value in given.items() if value is not None]
     by = {}
     for name in ([str(bert)] if bert else []) + list(model):
         loaded = models.load(name)
@@ -141,8 +150,7 @@ def main(
         folder = out / title
         arguments = ["explain", "--model", name, "--data", str(data), "--out", str(folder)]
         arguments += ["--method", "word_information", "--layers", "all", "--state", state]
-        arguments += [] if limit is None else ["--limit", str(limit)]
-        arguments += [] if background is None else ["--background", str(background)]
+        arguments += [part for option in settings for part in option]
         if code := cli.call([*arguments, "--show", "0"]):
             sys.exit(code)
         by[title] = read(jxp.load(folder), loaded, lists, SENTENCE)
@@ -154,8 +162,7 @@ def main(
         *(left_out(name, r) for name, r in by.items()),
     ]
     lines = [["finding", "", "numbers"]]
-    for find in FINDINGS:
-        claim, agrees, told = find(by)
+    for claim, agrees, told in judge(by):
         verdict = "not told" if agrees is None else "agrees" if agrees else "disagrees"
         lines.append([claim, verdict, told])
     if markdown:

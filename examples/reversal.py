@@ -28,7 +28,8 @@ The methods: word information, in nats a word below the cap on its noise; gradie
 |dh/dx| over a word's and the state's entries; perturbation, for each state a mask of the words,
 learned to be small and to leave the state what it is, where a word is mixed with the mean word;
 occlusion, the mean square change of the state, in units of its spread, when one word is the mean
-word; contextual decomposition (CD), the mean size of the part of h that came from a word alone.
+word; contextual decomposition (CD), the mean size of the part of h that came from a word alone, by
+the rules published for LSTMs.
 Layer-wise relevance propagation, which the paper compares with too, is not in jaxplain.
 
 References:
@@ -228,7 +229,7 @@ def main(
     out: Path = Path("runs/reversal"),
     layers: int = 2,
     updates: int = 1500,
-    sequences: int = 16,
+    sequences: int = 8,
     steps: int = 300,
     seed: int = 0,
     markdown: bool = False,

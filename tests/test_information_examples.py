@@ -11,7 +11,7 @@ import pytest
 
 import jaxplain as jxp
 from examples import compare_models, measures, reversal, reversal_model
-from examples.compare_findings import FINDINGS, concept_kept, difference
+from examples.compare_findings import FINDINGS, concept_kept, difference, judge
 from examples.compare_reading import (
     PLACES,
     Concept,
@@ -31,7 +31,8 @@ def test_the_network_gives_back_in_reverse_what_noise_leaves_it():
     quiet = reversal_model.decoder_states(params, x)
     assert quiet.shape == (2, reversal_model.LENGTH, reversal_model.DEPTH)
     noise = jnp.zeros(quiet.shape).at[1, 3].set(1)  # of the upper layer, at the fourth step
-    loud = reversal_model.decoder_states(params, x, noise)
+    with quick_compile():
+        loud = reversal_model.decoder_states(params, x, noise)
     close(loud[0], quiet[0])
     close(loud[1, :3], quiet[1, :3])
     close(loud[1, 3], quiet[1, 3] + 1)
@@ -41,7 +42,7 @@ def test_the_network_gives_back_in_reverse_what_noise_leaves_it():
 def test_reversal(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     with quick_compile():
-        reversal.main(out=tmp_path / "run", updates=30, sequences=2, steps=3, layers=1)
+        reversal.main(out=tmp_path / "run", updates=30, sequences=2, steps=1, layers=1)
     printed = capsys.readouterr().out
     found = re.search(r"([\d.]+)% of words right", printed)
     # Guessing gives 8%; 30 updates give 16% or so, of the words that come first.
@@ -69,7 +70,7 @@ def test_baselines_of_a_state_that_holds_one_word_each():
     def states(params, x, noise=None):
         return jnp.pad(jnp.tanh(x), ((0, 0), (0, depth - width)))[None]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_compile():
         patch.setattr(reversal, "decoder_states", states)
         x, spread = params["embedding"][jnp.arange(length)], jnp.ones((1, length, depth))
         maps = {
@@ -150,6 +151,8 @@ def test_compare_models(tmp_path, capsys):
     rows = ["sentence\tlabel", "a charming and funny film .\t1", "the film is dull .\t0"]
     (tmp_path / "some.tsv").write_text("\n".join([*rows, "awful , dull and long\t0", ""]))
     given = dict(data=tmp_path / "some.tsv", trees=tmp_path / "trees.txt", out=tmp_path / "out")
+    # Where the search ends is not the question here.
+    given |= dict(steps=1, samples=2, tolerance=2.0)
     with quick_compile():
         compare_models.main(**given, model=("cnn",), markdown=True)
     printed = capsys.readouterr().out
@@ -221,7 +224,10 @@ def test_findings_are_decided_by_the_numbers():
         lstm=reading(2, 2, neighbours=0.5, sigma=np.array([1.0, 2.0]), **{PLACES[4]: 1.3}),
         cnn=reading(3, 2, neighbours=0.5, spread=0.1, sigma=np.array([1.0, 3.0])),
     )
-    assert [find(by).agrees for find in FINDINGS] == [True] * 7
+    assert [found.agrees for found in judge(by)] == [True] * 7
+    half = by["cnn"].kept["all words"] * [1.0, np.nan]
+    gone = by["cnn"]._replace(kept=by["cnn"].kept | {"all words": half})
+    assert {found.agrees for found in judge(by | {"cnn": gone})} == {None}
     # A layer's share of the first one's information is that of 1 / sigma^2.
     np.testing.assert_allclose(concept_kept(by["cnn"]), [1, 1 / 9])
     # The same numbers with the names of two models exchanged.
