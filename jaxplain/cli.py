@@ -4,7 +4,6 @@ Results go to standard output, progress and errors to standard error. Exit codes
 broke off, 2 refused input, 130 interrupted.
 """
 
-import difflib
 import inspect
 import io
 import os
@@ -24,8 +23,9 @@ from jaxplain.models import trained
 from jaxplain.report import api
 from jaxplain.report.view import Survey
 from jaxplain.run import Summary, run
+from jaxplain.run import job as jobs
 from jaxplain.run.fingerprint import jsonable
-from jaxplain.run.job import METHODS, bundled, choose_devices, defaults, free_directory, prepare
+from jaxplain.run.job import METHODS, bundled, choose_devices, defaults, flag, free_directory
 from jaxplain.run.sources import read_texts
 from jaxplain.types import JaxplainError
 
@@ -55,7 +55,7 @@ def explain(
     max_length: Annotated[int | None, Parameter(group=INPUT)] = None,
     method: Annotated[str, Parameter(group=METHOD)] = "integrated_gradients",
     target: Annotated[str, Parameter(group=METHOD)] = "predicted",
-    background: Annotated[int, Parameter(group=METHOD)] = 32,
+    background: Annotated[int | None, Parameter(group=METHOD)] = None,
     seed: Annotated[int, Parameter(group=METHOD)] = 0,
     out: Annotated[Path | None, Parameter(group=RUN)] = None,
     overwrite: Annotated[bool, Parameter(group=RUN, show_default=False)] = False,
@@ -84,10 +84,16 @@ def explain(
     to f(x), so there is no completeness gap: each one's relevant and irrelevant part do, and the
     largest difference is told.
 
+    **Word information.** `--method word_information` asks how much of each word every layer keeps:
+    sigma is the largest noise that can be added to the word's vector while the layer stays as it
+    is. A larger sigma means that the word matters less; at the cap, `--scale`, it is forgotten.
+    `--layers 0,3,6` takes some layers, `--state` all words' states, their mean, or the first one.
+
     **Examples**
 
     - `jaxplain explain`
     - `jaxplain explain --method acd --model lstm`
+    - `jaxplain explain --method word_information --model lstm --layers all`
     - `jaxplain explain --data reviews.tsv --method contextual_decomposition --rules shapley`
     - `jaxplain explain --data reviews.tsv --out runs/reviews`
     - `jaxplain explain --data reviews.csv --model lstm --method integrated_gradients --steps 128`
@@ -106,8 +112,8 @@ def explain(
         max_length: cut longer sentences to so many tokens. Default: the most the model takes.
         method: how to explain; `jaxplain methods` lists them with their options.
         target: the class to explain: predicted, label, or a class by name or number.
-        background: how many sentences of the data serve as reference inputs, for methods that need
-            a set of them (expected_gradients).
+        background: how many sentences of the data serve as reference inputs (expected_gradients:
+            32), or as the sample on which layers are measured (word_information: 512).
         seed: of the random draws, for methods that sample.
         out: the run's directory. Default: runs/MODEL-METHOD, numbered if that holds another run.
         overwrite: replace another run that is in the directory.
@@ -120,7 +126,8 @@ def explain(
             --percentile of the candidates that a level joins, --score difference (the class's logit
             less that of the strongest other) or logit.
     """
-    check_options(method, options)
+    own = [name for name in inspect.signature(explain).parameters if name != "options"]
+    jobs.check_options(method, options, own)
     size = read_batch_size(batch_size)
     mesh = choose_devices(devices)
     if show < 0:
@@ -132,7 +139,7 @@ def explain(
             data, format=format, text_column=text_column, label_column=label_column, limit=limit
         )
     )
-    job = prepare(
+    job = jobs.prepare(
         model,
         texts,
         method=method,
@@ -163,9 +170,10 @@ def explain(
         names = [job.model.name, method] + ([] if data is None else [data.stem])
         out = free_directory(Path("runs") / "-".join(names), configuration, size, overwrite)
     try:
+        params, keep = job.params(out, configuration)
         summary = run(
             job.explain,
-            job.model.params,
+            params,
             job.source,
             out,
             key=jax.random.key(seed),
@@ -174,6 +182,7 @@ def explain(
             max_length=job.source.max_length,
             ragged=("ids", "mask"),
             configuration=configuration,
+            keep=keep,
             overwrite=overwrite,
             progress=not quiet,
         )
@@ -263,28 +272,8 @@ def list_models() -> int:
     return 0
 
 
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def spelled(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def check_options(method: str, options: Mapping[str, str]) -> None:
-    """Refuse an option that neither the method nor the command has."""
-    known = defaults(method)
-    own = [name for name in inspect.signature(explain).parameters if name != "options"]
-    for name in options:
-        if name.replace("-", "_") not in known:
-            owners = [m for m in METHODS if name.replace("-", "_") in defaults(m)]
-            close = difflib.get_close_matches(flag(name), [flag(n) for n in (*own, *known)], 1)
-            if owners:
-                hint = f"it is an option of {', '.join(owners)}; "
-            else:
-                hint = f"did you mean {close[0]}? " if close else ""
-            takes = ", ".join(map(flag, known)) or "no options"
-            raise JaxplainError(f"there is no option {flag(name)}: {hint}{method} takes {takes}")
 
 
 def read_batch_size(text: str) -> int | str:
@@ -295,8 +284,13 @@ def read_batch_size(text: str) -> int | str:
     return int(text)
 
 
-def tell(info: Mapping[str, Any], found: Survey, speed: str | None = None) -> None:
-    """Print a run in one line, and a second one where its gaps are large."""
+def tell(
+    info: Mapping[str, Any], found: Survey, speed: str | None = None, *, table: bool = True
+) -> None:
+    """Print a run in one line, and a second one where it is not as exact as it should be."""
+    overview = api.overview(found)
+    if table and overview:
+        print(overview)
     print(api.sentence(found, speed))
     advice = api.advice(found, info.get("configuration") or {})
     if advice:
@@ -314,7 +308,7 @@ def finish(summary: Summary, *, show: int) -> int:
         speed = f"{summary.seconds:.1f} s, {summary.examples_per_second:.0f} examples/s"
         if summary.resumed:
             speed += f", {summary.resumed:,} done before"
-    tell(info, found, speed)
+    tell(info, found, speed, table=show > 0)
     print(f"run:  {summary.out}")
     print(f"page: {path}")
     if not summary.done:

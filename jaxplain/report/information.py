@@ -128,7 +128,8 @@ def scale(parts: list[Part]) -> float:
 
 def table_text(found: Curves) -> str:
     """The curves of a run in a few lines: what each layer keeps, over all sentences."""
-    slices = {"all words": found.overall, **dict(list(found.groups.items())[-2:])}
+    last = {name: curve for name, curve in list(found.groups.items())[-2:] if curve.words.any()}
+    slices = {"all words": found.overall, **last}
     rows = [["layer", *slices, "words forgotten", "targeted"]]
     for k, layer in enumerate(found.layers):
         row = [f"{layer}{UNCONVERGED if found.unconverged[k] else ''}"]

@@ -1,7 +1,9 @@
 """A run of texts from names and settings, as the command line has them."""
 
+import contextlib
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -12,12 +14,17 @@ from jax.sharding import AxisType, Mesh
 
 from jaxplain import hierarchy, models, registry
 from jaxplain.registry import Method
+from jaxplain.run import fingerprint, information
 from jaxplain.run.fingerprint import versions
+from jaxplain.run.records import load
 from jaxplain.run.sources import Texts, TextSource
 from jaxplain.run.text import NORMS, background, explain_text
-from jaxplain.types import JaxplainError
+from jaxplain.types import JaxplainError, PyTree
 
-# The methods that explain a text: those of any input, and those that group its words.
+INFORMATION = "word_information"
+
+# The methods that explain a text: those of any input, one that groups its words, and one that
+# looks at its layers.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         **registry.METHODS,
@@ -31,8 +38,16 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             takes_where=True,
             takes_units=True,
         ),
+        INFORMATION: Method(
+            INFORMATION,
+            information.toy,
+            "how much of each word every layer keeps: the largest noise that leaves it as it is",
+            linearity=False,
+            needs_key=True,
+        ),
     }
 )
+REFERENCES = 32  # sentences that serve as reference inputs
 SCORES = ("difference", "logit")  # what the trees score: of two classes, or of the target alone
 
 # The table of rules that was published for a kind of model; others get "shapley".
@@ -45,16 +60,40 @@ class Job(NamedTuple):
     """What a run of texts is made of.
 
     Attributes:
-        model: its `params` go to `run`.
+        model: the model that was loaded.
         source: the examples.
         explain: the function of one example that `run` maps.
         options: the method's options, defaults filled in, for the run's configuration.
+        measure: what is measured on the data before the run, for methods that need it: the spread
+            of each layer's units.
     """
 
     model: models.TextModel
     source: TextSource
     explain: Any
     options: dict[str, Any]
+    measure: Callable[[], PyTree] | None = None
+
+    def params(
+        self, out: Path, configuration: Mapping[str, Any]
+    ) -> tuple[PyTree, dict[str, PyTree] | None]:
+        """The arguments `params` and `keep` of `run`.
+
+        What was measured is read back where `out` holds this very run: with it, parameters have
+        the fingerprint that the run recorded. So a run goes on where measuring anew would differ
+        in the last digits, as on another kind of device.
+        """
+        if self.measure is None:
+            return self.model.params, None
+        with contextlib.suppress(JaxplainError, KeyError):  # no run there, or a damaged one
+            records = load(out)
+            params = {"model": self.model.params, "spread": records.kept["spread"]}
+            recorded = records.info["fingerprints"]["params"]
+            same = records.info["configuration"] == configuration
+            if same and fingerprint.of_params(params) == recorded:
+                return params, {"spread": params["spread"]}
+        spread = self.measure()
+        return {"model": self.model.params, "spread": spread}, {"spread": spread}
 
 
 def prepare(
@@ -65,7 +104,7 @@ def prepare(
     options: Mapping[str, Any] = MappingProxyType({}),
     target: str = "predicted",
     max_length: int | None = None,
-    references: int = 32,
+    references: int | None = None,
 ) -> Job:
     """Bind model, data and method, and refuse what does not fit before anything is computed.
 
@@ -77,19 +116,25 @@ def prepare(
             may be "auto", the published table for this kind of model; `score` one of `SCORES`.
         target: as `TextSource` takes it.
         max_length: as `TextSource` takes it.
-        references: how many texts serve as reference inputs, for methods that need a set.
+        references: how many texts serve as reference inputs, for methods that need a set (32), or
+            as the sample that layers are measured on (512).
 
     Raises:
         JaxplainError: on an unknown name, an option that does not fit, a target that is no class.
     """
     kind, settings, known = registry.find(method, METHODS), dict(options), defaults(method)
-    own = {k: settings.pop(k, v) for k, v in known.items() if k in ("baseline", "score")}
+    names = ("baseline", "score", *information.OWN)
+    own = {k: settings.pop(k, v) for k, v in known.items() if k in names}
     if "score" in own and own["score"] not in SCORES:
         raise JaxplainError(f"{method}: score must be {' or '.join(SCORES)}, not {own['score']!r}")
     automatic = "rules" in known and settings.get("rules", "auto") == "auto"
     if automatic:
         settings.pop("rules", None)
     explainer = registry.configure(kind, settings)  # before a model is read: it may be refused
+    if method == INFORMATION and target != "predicted":
+        raise JaxplainError(f"{method} explains no class: leave --target {target} out")
+    if references is not None and references < 1:
+        raise JaxplainError(f"--background must be at least 1, not {references}")
     model = models.load(name)
     if automatic:
         settings["rules"] = RULES.get(model.kind, "shapley")
@@ -97,12 +142,12 @@ def prepare(
     shown = known | explainer.keywords | own  # type: ignore[attr-defined]
     shown |= {"rules": settings["rules"]} if "rules" in known else {}
     source = TextSource(texts.texts, texts.labels, model, target=target, max_length=max_length)
+    if method == INFORMATION:
+        return informed(model, source, shown, references or information.SENTENCES)
     sentences = None
     if kind.needs_baselines:
-        if references < 1:
-            raise JaxplainError(f"--background must be at least 1, not {references}")
-        sentences = background(texts.texts, model, references)
-        shown["background"] = references
+        shown["background"] = references or REFERENCES
+        sentences = background(texts.texts, model, shown["background"])
     function = explain_text(
         model,
         explainer,
@@ -114,6 +159,26 @@ def prepare(
         contrast=own.get("score") == "difference",
     )
     return Job(model, source, function, shown)
+
+
+def informed(
+    model: models.TextModel, source: TextSource, options: dict[str, Any], count: int
+) -> Job:
+    """The job of word information: layers by number, the scale as a number, a spread to measure."""
+    own = {
+        "layers": information.read_layers(options["layers"], model),
+        "scale": information.read_scale(options["scale"], model),
+        "state": options["state"],
+    }
+    explain = information.explain_information(model, **options | own)
+
+    def measure():
+        return information.layer_spreads(
+            model, source.texts, own["layers"], count=count, state=own["state"],
+            max_length=source.max_length,
+        )  # fmt: skip
+
+    return Job(model, source, explain, options | own | {"background": count}, measure)
 
 
 def bundled(limit: int | None) -> Texts:
@@ -131,7 +196,26 @@ def defaults(method: str) -> dict[str, Any]:
     known |= {k: v for k, v in (("baseline", "zeros"), ("rules", "auto")) if k in known}
     if kind.takes_units:
         known["score"] = SCORES[0]
-    return known
+    return known | information.OWN if method == INFORMATION else known
+
+
+def check_options(method: str, options: Iterable[str], own: Iterable[str]) -> None:
+    """Refuse an option that neither the method has nor the command, of whose options are `own`."""
+    known = defaults(method)
+    for name in options:
+        if name.replace("-", "_") not in known:
+            owners = [m for m in METHODS if name.replace("-", "_") in defaults(m)]
+            close = difflib.get_close_matches(flag(name), [flag(n) for n in (*own, *known)], 1)
+            if owners:
+                hint = f"it is an option of {', '.join(owners)}; "
+            else:
+                hint = f"did you mean {close[0]}? " if close else ""
+            takes = ", ".join(map(flag, known)) or "no options"
+            raise JaxplainError(f"there is no option {flag(name)}: {hint}{method} takes {takes}")
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def choose_devices(count: int | None) -> Mesh | None:

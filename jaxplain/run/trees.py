@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.hierarchy import Agglomeration, Hierarchy
+from jaxplain.methods.information import WordInformation
 from jaxplain.types import (
     Attribution,
     DecomposedAttribution,
@@ -27,6 +28,7 @@ KINDS: tuple[Any, ...] = (
     DecomposedAttribution,
     Hierarchy,
     SampledAttribution,
+    WordInformation,
 )
 KNOWN = {kind.__name__: kind for kind in KINDS}
 
