@@ -221,7 +221,7 @@ def test_the_command_its_page_and_the_terminal(desk, capsys):
     assert len(re.findall(r'<i class="k\d+[^>]*data-v="layer', page)) == 2 * tokens
     sigma = jxp.load("R")[0].result["information"].sigma[1, 2]
     assert f"σ {sigma:.3g} · entropy" in page
-    assert page.count('<figure class="chart">') == 5
+    assert page.count('<figure class="chart">') in (4, 5)  # with one of forgotten words, if any
     assert "kept, in nats per dimension, by layer" in out
     assert "content words" in page
     assert json.dumps(configuration["options"]["scale"]) in page

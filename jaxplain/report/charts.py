@@ -117,26 +117,24 @@ def charts(found: Curves) -> str:
     """The pictures at the top of a page."""
     unit = "nats per dimension kept" if found.quantity == "kept" else "nats per dimension discarded"
     whole, last = {"all words": found.overall}, list(found.groups.items())[-2:]
+    judged = any(curve.words.any() for curve in found.correctness.values())
+    lost = {name: forgotten(curve) for name, curve in (whole | dict(last)).items()}
     shown = [
-        chart("By kind of word", found.groups, found.layers, unit),
-        chart("By place in the sentence", found.places, found.layers, unit),
-        chart("Right and wrong predictions", whole | found.correctness, found.layers, unit)
-        if any(curve.words.any() for curve in found.correctness.values())
-        else chart("All words", whole, found.layers, unit),
-        chart(
-            "Forgotten words, at the cap",
-            {name: forgotten(curve) for name, curve in (whole | dict(last)).items()},
-            found.layers,
-            "% of words",
-        ),
-        chart(
+        ("By kind of word", found.groups, unit),
+        ("By place in the sentence", found.places, unit),
+        ("Right and wrong predictions", whole | found.correctness, unit)
+        if judged
+        else ("All words", whole, unit),
+        ("Forgotten words, at the cap", lost, "% of words"),
+        (
             "How targeted",
             {"within a sentence": found.targeting},
-            found.layers,
             "standard deviation of log σ over the words of a sentence, nats",
         ),
     ]
-    return "".join(shown)
+    if not any(np.nansum(curve.mean) for curve in lost.values()):
+        del shown[3]  # nothing is forgotten
+    return "".join(chart(title, slices, found.layers, unit) for title, slices, unit in shown)
 
 
 def table(found: Curves) -> str:

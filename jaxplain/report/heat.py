@@ -84,8 +84,8 @@ def headline(seen: View) -> str:
     return " · ".join(facts)
 
 
-def example(seen: View, console: Console, most: float = 0.0) -> None:
-    """Print one record; `most` as `information.map_text` takes it."""
+def example(seen: View, console: Console, ends: information.Range) -> None:
+    """Print one record; `ends` as `information.map_text` takes it."""
     colour = console.color_system is not None and not console.no_color
     wrap = not console.is_terminal  # a file gets whole lines
     console.print(Text(headline(seen), style="dim" if colour else ""), soft_wrap=wrap)
@@ -99,7 +99,7 @@ def example(seen: View, console: Console, most: float = 0.0) -> None:
         if part.tree is not None:
             shown = sentence_tree_text(part.tree, part.names, colour=colour)
         elif part.kind == "information":
-            shown = information.map_text(part, most, colour=colour, width=console.width)
+            shown = information.map_text(part, ends, colour=colour, width=console.width)
         elif part.kind == "tokens":
             shown = tokens(part, colour)
         else:
@@ -132,11 +132,11 @@ def examples(records: Iterable[Record], configuration: Mapping[str, Any], consol
     views = [view(record, configuration) for record in records]
     shown = [part for seen in views for part in seen.parts]
     maps = [part for part in shown if part.kind == "information"]
-    most = information.scale(maps)
+    colours = information.span(maps)
     if maps:
         colour = console.color_system is not None and not console.no_color
-        console.print(information.legend_text(most, colour=colour), soft_wrap=True)
+        console.print(information.legend_text(colours, colour=colour), soft_wrap=True)
     if any(part.kind in ("tokens", "tree") for part in shown):
         legend(views, console)
     for seen in views:
-        example(seen, console, most)
+        example(seen, console, colours)

@@ -1,6 +1,7 @@
 """Word information of a sentence: a map of words by layers, for a page and for the terminal."""
 
 import html
+from typing import NamedTuple
 
 import numpy as np
 from rich.text import Text
@@ -15,9 +16,33 @@ SHADES = " ░▒▓█"  # those of a terminal without colours
 CENSORED, UNCONVERGED = "·", "?"
 
 
-def step(kept: float, most: float, steps: int) -> int:
-    """The colour step, 0 to `steps`, of a word that keeps `kept` nats per dimension of `most`."""
-    return int(np.clip(np.rint(kept / most * steps), 0, steps)) if most > 0 else 0
+class Range(NamedTuple):
+    """Nats per dimension kept that get no colour and full colour: the same for all sentences."""
+
+    low: float
+    high: float
+
+
+def step(kept: float, ends: Range, steps: int) -> int:
+    """The colour step, 0 to `steps`, of a word that keeps `kept` nats per dimension."""
+    share = (kept - ends.low) / (ends.high - ends.low) if ends.high > ends.low else float(kept > 0)
+    return int(np.clip(np.rint(share * steps), 0, steps))
+
+
+def span(parts: list[Part]) -> Range:
+    """The range of colours for some sentences: all but the lowest and highest 3% of their words.
+
+    It begins at 0, forgotten, unless even the least kept words are far from it.
+    """
+    values = np.concatenate([part.scores.ravel() for part in parts]) if parts else np.zeros(1)
+    low, high = (float(np.quantile(values, q)) for q in (0.03, 0.97))
+    return Range(low if low > high / 4 else 0.0, high)
+
+
+def ends_told(ends: Range) -> tuple[str, str]:
+    """What the pale and the dark end of the colours stand for."""
+    low = f"{ends.low:.2g} or less" if ends.low else "0, forgotten,"
+    return low, f"{ends.high:.2g} nats per dimension or more"
 
 
 def told(part: Part, row: int, column: int) -> str:
@@ -39,12 +64,12 @@ def told(part: Part, row: int, column: int) -> str:
     return " · ".join(facts)
 
 
-def map_html(part: Part, most: float) -> str:
+def map_html(part: Part, ends: Range) -> str:
     """A sentence's words, each over a stripe for every layer, in the order of the layers.
 
     Args:
         part: of kind "information".
-        most: nats per dimension that get the full colour: the same for all sentences of a page.
+        ends: of the colours.
     """
     found = part.information
     labels = "".join(
@@ -57,7 +82,7 @@ def map_html(part: Part, most: float) -> str:
         held = column + 1 < len(shown) and shown[column + 1].glued
         cells = []
         for row in range(len(part.layers)):
-            marks = [f"k{step(part.scores[row, column], most, STEPS)}"]
+            marks = [f"k{step(part.scores[row, column], ends, STEPS)}"]
             marks += ["z"] * bool(found.censored[row, column]) + ["u"] * (not found.converged[row])
             stop = 0 if row == column == 0 else -1
             cells.append(
@@ -70,7 +95,7 @@ def map_html(part: Part, most: float) -> str:
     return f'<div class="map">{" ".join(columns)}</div>'
 
 
-def map_text(part: Part, most: float, *, colour: bool, width: int) -> Text:
+def map_text(part: Part, ends: Range, *, colour: bool, width: int) -> Text:
     """The map for a terminal `width` columns wide: a line of words, then a line for each layer."""
     found = part.information
     labels = [
@@ -98,7 +123,7 @@ def map_text(part: Part, most: float, *, colour: bool, width: int) -> Text:
         for row, label in enumerate(labels):
             text.append(f"{label:<{margin}}", "dim" if colour else "")
             for column in line:
-                level = step(part.scores[row, column], most, len(SHADES) - 1)
+                level = step(part.scores[row, column], ends, len(SHADES) - 1)
                 wide = len(shown[column].text)
                 if found.censored[row, column]:
                     text.append(CENSORED * wide)
@@ -112,18 +137,13 @@ def map_text(part: Part, most: float, *, colour: bool, width: int) -> Text:
     return text
 
 
-def legend_text(most: float, *, colour: bool) -> Text:
+def legend_text(ends: Range, *, colour: bool) -> Text:
     """What the shades of `map_text` mean."""
-    text = Text("forgotten ")
+    low, high = ends_told(ends)
+    text = Text(f"kept: {low} ")
     for level, shade in enumerate(SHADES):
         text.append("   " if colour else shade * 3, KEPT[level] if colour else "")
-    ends = f" kept (up to {most:.2g} nats per dimension), {CENSORED} at the cap: forgotten, "
-    return text.append(f"{ends}{UNCONVERGED} not converged\n")
-
-
-def scale(parts: list[Part]) -> float:
-    """The nats per dimension that get the full colour: the most of any word, over all `parts`."""
-    return max((float(np.max(part.scores, initial=0.0)) for part in parts), default=0.0)
+    return text.append(f" {high}; {CENSORED} at the cap: forgotten; {UNCONVERGED} not converged\n")
 
 
 def table_text(found: Curves) -> str:

@@ -83,9 +83,9 @@ def tree(part: Part) -> Markup:
     return Markup(sentence_tree_html(part.tree, part.names))
 
 
-def layer_map(part: Part, most: float) -> Markup:
+def layer_map(part: Part, ends: information.Range) -> Markup:
     """Words by layers: how much of each word each layer keeps."""
-    return Markup(information.map_html(part, most))
+    return Markup(information.map_html(part, ends))
 
 
 def bars(part: Part) -> Markup:
@@ -237,7 +237,7 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
     configuration = info.get("configuration") or {}
     shown = [part for v in found.views for part in v.parts]
     kinds = sorted({part.kind for part in shown})
-    most = information.scale([part for part in shown if part.kind == "information"])
+    colours = information.span([part for part in shown if part.kind == "information"])
     method, model = configuration.get("method"), configuration.get("model")
     data = configuration.get("data")
     data = data.get("name") if isinstance(data, Mapping) else data
@@ -272,7 +272,9 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
         caption="How many examples have which completeness gap: what the scores' sum misses, as "
         "a share of |f(x) − f(baseline)|, on a logarithmic scale.",
         advice=advice(found, configuration),
-        most=most,
+        colours=colours,
+        cell="1rem" if found.curves and len(found.curves.layers) < 5 else ".68rem",
+        told=information.ends_told(colours),
         curves=Markup(charts.charts(found.curves)) if found.curves else "",
         numbers=Markup(charts.table(found.curves)) if found.curves else "",
         lost=information.advice(found.curves) if found.curves else None,
