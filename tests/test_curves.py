@@ -5,7 +5,7 @@ import pytest
 
 import jaxplain as jxp
 from jaxplain.report import curves as corpus
-from jaxplain.report import wordlists
+from jaxplain.report import information, view, web, wordlists
 from jaxplain.types import JaxplainError
 
 INFO = {"options": {"layers": [0, 3]}, "classes": ["negative", "positive"]}
@@ -126,6 +126,39 @@ def test_many_records_agree_with_a_plain_computation():
     np.testing.assert_allclose(found.overall.mean, means.mean(axis=0), rtol=1e-5)  # float32 records
     error = means.std(axis=0, ddof=1) / np.sqrt(50)
     np.testing.assert_allclose(found.overall.standard_error, error, rtol=1e-5)
+
+
+def test_what_was_not_estimated_is_unknown():
+    one = record(["a", "b"], [[1.0, 1.0], [1.0, 1.0]])
+    blank = np.full((2, 2), np.nan, np.float32)
+    one.result["information"]["standard_error"] = blank
+    found = corpus.curves([one], configuration=INFO)
+    assert np.isnan(found.largest_error)
+    assert "largest standard error of log σ unknown" in information.summary(found)
+
+
+def test_colours_span_what_is_there():
+    part = lambda scores: view.Part("information", "", np.asarray(scores), ["a"])
+    near = information.span([part([[3.0], [4.0]])])
+    assert [information.step(k, near, 10) for k in (2.0, near.low, 3.5, near.high, 9.0)] == [
+        0, 0, 5, 10, 10,
+    ]  # fmt: skip
+    assert information.ends_told(near)[0] == "3 or less"
+    wide = information.span([part([[0.1], [4.0]])])
+    assert wide.low == 0.0
+    assert information.ends_told(wide)[0] == "0, forgotten,"
+    assert information.step(1.0, information.Range(1.0, 1.0), 4) == 4
+    assert information.step(0.0, information.Range(0.0, 0.0), 4) == 0
+
+
+def test_a_page_holds_so_many_words_by_layers_and_says_so(monkeypatch):
+    monkeypatch.setattr(view, "CELLS", 13)
+    records = [record(["a", "b"], [[1.0, 1.0], [2.0, 2.0]]) for _ in range(5)]
+    found = view.survey(records, INFO, limit=1000)
+    assert len(found.views) == 3
+    assert found.informed == 5
+    page = web.render({"configuration": INFO, "status": "complete"}, found)
+    assert "The first 3 of 5 explained examples are shown" in page
 
 
 def test_refusals():

@@ -104,7 +104,8 @@ def told(curve: Curve, k: int) -> str:
     """One layer of a slice: the mean, its standard error, how many words it is of."""
     error = curve.standard_error[k]
     near = f" ± {error:.2g}" if np.isfinite(error) else ""
-    return f"{curve.mean[k]:.3g}{near}, {curve.words[k]:,} words"
+    noun = "word" if curve.words[k] == 1 else "words"
+    return f"{curve.mean[k]:.3g}{near}, {curve.words[k]:,} {noun}"
 
 
 def forgotten(curve: Curve) -> Curve:

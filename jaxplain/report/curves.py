@@ -51,7 +51,8 @@ class Curves(NamedTuple):
         unconverged: `[L]` int, sentences whose layer did not converge.
         unconverged_words: `[L]` int, their words, special tokens included.
         included: whether those are in the curves.
-        largest_error: largest Monte Carlo standard error of a log sigma, over all words and layers.
+        largest_error: largest Monte Carlo standard error of a log sigma, over all words and
+            layers; NaN where the search gave none.
         kept: the largest log(scale / sigma) of any word and layer.
     """
 
@@ -171,7 +172,7 @@ def curves(
         totals = totals._replace(
             sentences=totals.sentences + 1,
             words=totals.words + len(word),
-            error=max(totals.error, float(np.nanmax(seen.error, initial=0.0))),
+            error=float(np.fmax(totals.error, np.fmax.reduce(seen.error, axis=None))),
             kept=max(totals.kept, float(np.max(-seen.ratio, initial=0.0))),
         )
     if totals is None:
@@ -218,7 +219,7 @@ class Totals(NamedTuple):
     lost: np.ndarray
     sentences: int = 0
     words: int = 0
-    error: float = 0.0
+    error: float = float("nan")
     kept: float = 0.0
 
 

@@ -171,7 +171,8 @@ def summary(found: Curves) -> str:
     share = f"{100 * found.converged:.1f}% of layers of sentences converged"
     if lost:
         share += f" ({lost:,} not)"
-    return f"{facts} · {share} · largest standard error of log σ {found.largest_error:.2g}"
+    error = "unknown" if np.isnan(found.largest_error) else f"{found.largest_error:.2g}"
+    return f"{facts} · {share} · largest standard error of log σ {error}"
 
 
 def advice(found: Curves) -> str | None:

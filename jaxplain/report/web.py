@@ -178,7 +178,9 @@ def tiles(found: Survey) -> list[dict[str, str]]:
         rows.append((f"{len(found.curves.layers)}", layers))
         lost = f"of layers of sentences converged; {int(found.curves.unconverged.sum()):,} did not"
         rows.append((percent(found.curves.converged), lost))
-        rows.append((f"{found.curves.largest_error:.2g}", "largest standard error of log σ"))
+        error = found.curves.largest_error
+        error = "unknown" if np.isnan(error) else f"{error:.2g}"
+        rows.append((error, "largest standard error of log σ"))
     return [{"value": value, "name": name} for value, name in rows]
 
 
