@@ -92,9 +92,17 @@ def closed_form(h, x: Array, target: Target, scale, key: Array, probes: int) -> 
 
 
 def draw(key: Array, step: Array | int, samples: int, x: Array) -> Array:
-    """Standard normal noise `[samples, T, K]` of one step, in antithetic pairs."""
-    half = -(-samples // 2)
-    noise = jax.random.normal(jax.random.fold_in(key, step), (half, *x.shape), wide(x).dtype)
+    """Standard normal noise `[samples, T, K]` of one step, in antithetic pairs.
+
+    A word's noise depends on its place and not on how many follow, as padding does.
+    """
+    half, dtype = -(-samples // 2), wide(x).dtype
+    key = jax.random.fold_in(key, step)
+
+    def word(place):
+        return jax.random.normal(jax.random.fold_in(key, place), (half, x.shape[1]), dtype)
+
+    noise = jax.vmap(word, out_axes=1)(jnp.arange(x.shape[0]))
     return jnp.concatenate([noise, -noise])[:samples]
 
 
