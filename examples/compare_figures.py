@@ -30,12 +30,14 @@ def pyplot() -> Any:
 
 
 def line(axis: Any, x: Any, values: np.ndarray, **style: Any) -> None:
-    """Mean over sentences of `[S, N]`, with bars of one standard error; nothing if all is NaN."""
-    there = np.isfinite(values).sum(axis=0)
-    if not there.all():
-        return
-    error = np.nanstd(values, axis=0) / np.sqrt(there)
-    axis.errorbar(x, np.nanmean(values, axis=0), error, marker="o", markersize=3, lw=1.3, **style)
+    """Mean over sentences of `[S, N]` where there are some, with bars of one standard error."""
+    count = np.isfinite(values).sum(axis=0)
+    there = count > 0
+    if there.any():
+        x, values = np.asarray(x)[there], values[:, there]
+        error = np.nanstd(values, axis=0) / np.sqrt(count[there])
+        center = np.nanmean(values, axis=0)
+        axis.errorbar(x, center, error, marker="o", markersize=3, lw=1.3, **style)
 
 
 def tidy(axis: Any, title: str, x: str, y: str = "") -> None:
@@ -58,16 +60,22 @@ def overview(path: Path, by: Mapping[str, Reading], shares: Mapping[str, np.ndar
             line(axis, r.layers, r.kept[group], label=group, **style)
         axis.set_xticks(r.layers)
         tidy(axis, name, "layer", "kept, nats per dimension" if axis is axes[0, 0] else "")
-    axes[0, 0].legend(fontsize=6.5, frameon=False)
+    named = {
+        name: handle
+        for axis in axes[0, : len(by)]
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    style = dict(fontsize=8, frameon=False, ncols=len(GROUPS))
+    figure.legend(named.values(), named.keys(), loc="outside upper center", **style)
     below = axes[1]
     for (name, r), color in zip(by.items(), MODELS, strict=False):
-        style = dict(color=color, label=name)
+        look = dict(color=color, label=name)
         deep = np.array(r.layers) / max(r.layers[-1], 1)
         places = np.stack([r.kept[place][:, -1] for place in PLACES], axis=1)
-        line(below[0], range(5), places - r.kept["all words"][:, -1:], **style)
-        line(below[1], deep, r.spread, **style)
-        line(below[2], deep, r.neighbours, **style)
-        below[3].plot(deep, shares[name], marker="o", markersize=3, lw=1.3, **style)
+        line(below[0], range(5), places - r.kept["all words"][:, -1:], **look)
+        line(below[1], deep, r.spread, **look)
+        line(below[2], deep, r.neighbours, **look)
+        below[3].plot(deep, shares[name], marker="o", markersize=3, lw=1.3, **look)
     below[0].axhline(0, color="#999", lw=0.6)
     below[0].set_xticks(range(5), ["first", "", "middle", "", "last"])
     below[3].set_yscale("log")
@@ -81,10 +89,10 @@ def overview(path: Path, by: Mapping[str, Reading], shares: Mapping[str, np.ndar
     tidy(below[1], "how targeted", share, "s.d. over a sentence's words, nats")
     tidy(below[2], "how alike neighbours are", share, "correlation of neighbouring words")
     tidy(below[3], "information about concepts", share, "share of the first layer's")
-    below[0].legend(fontsize=7, frameon=False)
+    figure.legend(*below[1].get_legend_handles_labels(), loc="outside lower center", **style)
     for axis in (*axes[0, len(by) :], *below[4:]):
         axis.set_visible(False)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
@@ -108,7 +116,7 @@ def sentence(path: Path, by: Mapping[str, Reading]) -> None:
         bar.ax.tick_params(labelsize=6.5, length=2)
         bar.outline.set_visible(False)
     axes[0, 0].set_title("kept of each word, nats per dimension; 0 is forgotten", fontsize=9)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 

@@ -46,20 +46,22 @@ def special_token(by: dict[str, Reading]) -> Finding:
     if "bert" not in by:
         return Finding(claim, None, "no BERT")
     r = by["bert"]
-    behind = [
-        difference(r.kept["all words"][:, k], r.kept["[SEP]"][:, k]) for k in range(len(r.layers))
-    ]
-    since = len(behind)
-    while since and behind[since - 1].above:
-        since -= 1
     third = int(np.ceil(r.layers[-1] / 3))
-    where = f"from layer {r.layers[since]} on" if since < len(behind) else "in no last layer"
-    told = ", ".join(f"{layer}: {d}" for layer, d in zip(r.layers, behind, strict=True))
+    lost = [difference(r.kept["[SEP]"][:, 0], column) for column in r.kept["[SEP]"].T]
+    behind = [
+        difference(*pair) for pair in zip(r.kept["all words"].T, r.kept["[SEP]"].T, strict=True)
+    ]
+    half = next((k for k, d in enumerate(lost) if d.above and d.mean >= lost[-1].mean / 2), None)
+    early = half is not None and r.layers[half] <= third
+    after = max(k for k, layer in enumerate(r.layers) if layer <= third or k == 0)
+    told = ", ".join(f"{layer}: {d}" for layer, d in zip(r.layers, lost, strict=True))
     return Finding(
         claim,
-        since < len(behind) and r.layers[since] <= third,
-        f"[SEP] is kept less than the words {where} (its first third ends with {third}); words "
-        f"less [SEP] by layer: {told}",
+        early and behind[after].above and behind[-1].above,
+        f"[SEP] has lost half of what it loses in all by layer "
+        f"{'-' if half is None else r.layers[half]} (its first third ends with {third}), and is "
+        f"kept less than the words by {behind[after]} in layer {r.layers[after]} and by "
+        f"{behind[-1]} in the last; lost since the first layer, by layer: {told}",
     )
 
 
