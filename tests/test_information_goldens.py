@@ -6,6 +6,7 @@ made.
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def network(golden, name, dtype="f4"):
 def pieces(golden, name, dtype="f4", loop=False):
     """The network jitted as the replica takes it, x, and the options of a loop or of one loss."""
     h = network(golden, name, dtype)
-    options = {k: float(golden[f"{name}_{k}"]) for k in ("scale", "rate")}
+    options: dict[str, Any] = {k: float(golden[f"{name}_{k}"]) for k in ("scale", "rate")}
     x, options["spread"] = golden[f"{name}_x"], golden[f"{name}_spread"]
     if loop and name == "toy":  # whose loop sees a part of the columns
         columns = golden["toy_loop_noise"].shape[2]
