@@ -79,9 +79,11 @@ def overview(path: Path, by: Mapping[str, Reading], shares: Mapping[str, np.ndar
     below[0].axhline(0, color="#999", lw=0.6)
     below[0].set_xticks(range(5), ["first", "", "middle", "", "last"])
     below[3].set_yscale("log")
-    below[3].yaxis.set_major_formatter("{x:g}")
-    below[3].yaxis.set_minor_formatter("{x:g}")
-    below[3].tick_params(which="minor", labelsize=7)
+    ticks = [k * 10.0**power for power in range(-6, 4) for k in (1, 2, 5)]
+    low, high = below[3].get_ylim()
+    shown = [tick for tick in ticks if low <= tick <= high]
+    below[3].set_yticks(shown, [f"{tick:g}" for tick in shown])
+    below[3].yaxis.set_minor_formatter("")
     tidy(
         below[0], "by place, last layer", "fifth of the sentence", "kept, less the sentence's mean"
     )
