@@ -147,7 +147,7 @@ def trajectory(
             ratio, state, lowest, kept = carry
             now, gradient = jax.value_and_grad(loss)(ratio, jax.random.normal(key, x.shape))
             update, state = optimizer.update(gradient, state)
-            ratio = optax.apply_updates(ratio, update)
+            ratio = ratio + jnp.asarray(update)
             kept = jnp.where(now < lowest, ratio, kept)
             return (ratio, state, jnp.minimum(now, lowest), kept), (now, kept)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxplain.methods.information import published_loss, word_information
+from jaxplain.methods.noise import draw
 from jaxplain.methods.spread import hidden_spread
 from tests import information_replica as replica
 
@@ -124,9 +125,7 @@ def test_sigmoid_parametrisation_runs_the_published_loop(x64, key, golden, learn
         )
     )(jnp.asarray(x, "f8"))  # fmt: skip
     start, draws, _ = jax.random.split(key, 3)
-    noises = [
-        jax.random.normal(jax.random.fold_in(draws, t), (1, *x.shape))[0] for t in range(steps)
-    ]
+    noises = [draw(draws, t, 1, jnp.asarray(x, "f8"))[0] for t in range(steps)]
     objective = partial(replica.published_objective, h, pull, x, **options)
     ratio = jax.random.normal(start, x.shape[:1])
     kept, losses = replica.published_loop(objective, ratio, noises, learning_rate=learning_rate)
