@@ -49,7 +49,8 @@ def chart(title: str, slices: Mapping[str, Curve], layers: tuple[int, ...], unit
         return ""
     reach = [c.mean + np.nan_to_num(c.standard_error) for c in lines.values()]
     top = float(np.nanmax(reach)) or 1.0
-    across = lambda k: LEFT + (WIDTH - LEFT - RIGHT) * (k / max(len(layers) - 1, 1))
+    last = len(layers) - 1
+    across = lambda k: LEFT + (WIDTH - LEFT - RIGHT) * (k / last if last else 0.9)
     up = lambda v: HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * v / top
     parts = []
     for tick in ticks(top):
@@ -83,8 +84,8 @@ def chart(title: str, slices: Mapping[str, Curve], layers: tuple[int, ...], unit
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2"><title>{html.escape(name)}, layer '
                 f"{layers[k]}: {told(curve, k)} {unit}</title></circle>"
             )
-        last = int(np.flatnonzero(np.isfinite(curve.mean))[-1])
-        ends.append((place, name, up(float(curve.mean[last])), across(last)))
+        end = int(np.flatnonzero(np.isfinite(curve.mean))[-1])
+        ends.append((place, name, up(float(curve.mean[end])), across(end)))
         parts.append(f'<g class="c{place % 8}"><path class="line" d="{path}"/>{"".join(dots)}</g>')
     labels = apart([y for *_, y, _ in ends], TOP + 4, HEIGHT - BOTTOM)
     for (place, name, y, x), at in zip(ends, labels, strict=True):

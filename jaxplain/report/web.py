@@ -174,8 +174,9 @@ def tiles(found: Survey) -> list[dict[str, str]]:
     if found.residual is not None:
         rows.append((brief(found.residual), "largest |relevant + irrelevant − f(x)|"))
     if found.curves is not None:
-        layers = f"layers of {found.curves.words:,} words"
-        rows.append((f"{len(found.curves.layers)}", layers))
+        count = len(found.curves.layers)
+        noun = "layer" if count == 1 else "layers"
+        rows.append((str(count), f"{noun} of {found.curves.words:,} words"))
         lost = f"of layers of sentences converged; {int(found.curves.unconverged.sum()):,} did not"
         rows.append((percent(found.curves.converged), lost))
         error = found.curves.largest_error
