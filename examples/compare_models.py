@@ -114,6 +114,8 @@ def main(
     steps: int | None = None,
     samples: int | None = None,
     tolerance: float | None = None,
+    per_word_rate: float | None = None,
+    probes: int | None = None,
     markdown: bool = False,
 ) -> None:
     """Explain every layer of several models, and hold the paper's findings against the numbers.
@@ -130,6 +132,8 @@ def main(
         steps: the most that the search takes; more where layers are left out.
         samples: noise draws a step, likewise.
         tolerance: of log sigma; a layer that misses it is left out.
+        per_word_rate: what a nat of noise is worth; the less, the smaller the noise.
+        probes: backward passes for the start of the search.
         markdown: print in Markdown.
     """
     home = os.environ.get("JAXPLAIN_DATA")
@@ -141,8 +145,12 @@ def main(
     assert data is not None and trees is not None
     lists = sentiment_words(trees)
     given = dict(limit=limit, background=background, steps=steps, samples=samples)
-    given |= dict(tolerance=tolerance)
-    settings = [(f"--{name}", str(value)) for name, value in given.items() if value is not None]
+    given |= dict(tolerance=tolerance, per_word_rate=per_word_rate, probes=probes)
+    settings = [
+        (f"--{name.replace('_', '-')}", str(value))
+        for name, value in given.items()
+        if value is not None
+    ]
     by = {}
     for name in ([str(bert)] if bert else []) + list(model):
         loaded = models.load(name)
