@@ -6,6 +6,8 @@ from jaxplain.interpret.parts import Missing as Missing
 from jaxplain.interpret.parts import MissingRule as MissingRule
 from jaxplain.methods import contextual as contextual
 from jaxplain.methods import groups as groups
+from jaxplain.methods.concepts import ConceptInformation as ConceptInformation
+from jaxplain.methods.concepts import concept_information as concept_information
 from jaxplain.methods.contextual import CD_ACD as CD_ACD
 from jaxplain.methods.contextual import CD_LSTM as CD_LSTM
 from jaxplain.methods.contextual import CD_SHAPLEY as CD_SHAPLEY

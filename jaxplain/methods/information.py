@@ -1,7 +1,8 @@
 """How much of each word a hidden state has forgotten, by the noise that the word could bear."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,6 +13,14 @@ from jaxplain.methods import noise as noises
 from jaxplain.methods.sampling import wide
 from jaxplain.methods.target import check_words, measured
 from jaxplain.types import Array, JaxplainError, PyTree, check_key, check_positive
+
+# What a search does where it is not told; the published loop, as published.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "log": MappingProxyType({"steps": 300, "samples": 4, "learning_rate": 0.5}),
+        "sigmoid": MappingProxyType({"steps": 5000, "samples": 1, "learning_rate": 0.01}),
+    }
+)
 
 
 class WordInformation(NamedTuple):
@@ -117,17 +126,19 @@ def word_information(
         has converged.
 
     Raises:
-        JaxplainError: no key; x is not one float array `[T, K]`; scale, rate or tolerance not above
-            0; both rates; a spread, mask or unit_mask of another shape, or a negative spread; h
-            returns no floats, or does not depend on x.
+        JaxplainError: no key; x is not one float array `[T, K]`; scale, a rate, tolerance or
+            learning_rate not above 0; both rates; a spread, mask or unit_mask of another shape, or
+            a negative spread; h returns no floats, or does not depend on x.
 
     References: Chaoyu Guan, Xiting Wang, Quanshi Zhang, Runjin Chen, Di He, Xing Xie, "Towards a
         Deep and Unified Understanding of Deep Neural Models in NLP", 2019,
         https://proceedings.mlr.press/v97/guan19a.html
     Differs: the published loop draws once a step and keeps the parameters that followed its
         luckiest draw; started at random with steps of 0.01 it can end several times away from the
-        optimum. Here the start is the closed form sigma_i^2 = rate D / (2 n sum_d |J_di|^2 /
-        spread_d^2), and what is left of the gradient is told.
+        optimum, and from a start near the cap in another one, where normalisation inside h bounds
+        what noise can do. Here the start is the closed form
+        sigma_i^2 = rate D / (2 n sum_d |J_di|^2 / spread_d^2), and what is left of the gradient is
+        told.
 
     >>> import jax, jax.numpy as jnp
     >>> weights = jnp.array([1.0, 2.0, 0.0])
@@ -142,19 +153,15 @@ def word_information(
     """
     key = check_key("word_information", key)
     x = check_words(h, x)
-    _check_settings(scale, rate, per_word_rate, tolerance, parametrisation)
+    _check_settings(scale, rate, per_word_rate, tolerance, learning_rate, parametrisation)
     check_positive("probes", probes)
-    published = parametrisation == "sigmoid"
-    settings = {
-        "steps": (5000 if published else 300) if steps is None else check_positive("steps", steps),
-        "samples": (1 if published else 4)
-        if samples is None
-        else check_positive("samples", samples),
-        "learning_rate": (0.01 if published else 0.5) if learning_rate is None else learning_rate,
-    }
+    given = {"steps": steps, "samples": samples, "learning_rate": learning_rate}
+    settings = {**DEFAULTS[parametrisation], **{k: v for k, v in given.items() if v is not None}}
+    check_positive("steps", settings["steps"])
+    check_positive("samples", settings["samples"])
     target = measured(h, x, spread, mask, unit_mask, rate, per_word_rate)
     scale = jnp.asarray(scale, wide(x).dtype)
-    if published:
+    if parametrisation == "sigmoid":
         found = noises.published(h, x, target, scale, key, **settings)
     else:
         found = noises.search(
@@ -292,12 +299,13 @@ def published_loss(
     return noises.published_loss(h, x, target, jnp.asarray(ratio).reshape(-1), noise, scale)
 
 
-def _check_settings(scale, rate, per_word_rate, tolerance, parametrisation) -> None:
+def _check_settings(scale, rate, per_word_rate, tolerance, learning_rate, parametrisation) -> None:
     if parametrisation not in ("log", "sigmoid"):
         raise JaxplainError(f"parametrisation must be log or sigmoid, not {parametrisation!r}")
     if rate is not None and per_word_rate is not None:
         raise JaxplainError("give rate or per_word_rate, not both: one follows from the other")
-    numbers = {"scale": scale, "rate": rate, "per_word_rate": per_word_rate, "tolerance": tolerance}
+    numbers = {"scale": scale, "rate": rate, "per_word_rate": per_word_rate}
+    numbers |= {"tolerance": tolerance, "learning_rate": learning_rate}
     for name, value in numbers.items():
         if value is None:
             continue

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.information import layer_information, word_information
+from jaxplain.methods.information import DEFAULTS, layer_information, word_information
 from jaxplain.methods.spread import finish, hidden_moments, merge
 from jaxplain.models.types import TextModel
 from jaxplain.run import plan
@@ -20,12 +20,6 @@ STATES = ("all", "mean", "first")
 SENTENCES = 512  # that the spread of a layer's units is measured on
 ROWS = 32  # of them at once
 SCALE = 10.0  # standard deviations of the word embeddings, as published
-STEPS, SAMPLES, PROBES, TOLERANCE = (
-    300,
-    4,
-    32,
-    0.01,
-)  # what `word_information` takes if it is not told
 OWN = {"layers": "all", "state": "all", "scale": "auto"}  # options that need the model to be read
 
 
@@ -255,10 +249,10 @@ def toy(
     key: Array | None = None,
     rate: float | None = None,
     per_word_rate: float | None = None,
-    steps: int = STEPS,
-    samples: int = SAMPLES,
-    probes: int = PROBES,
-    tolerance: float = TOLERANCE,
+    steps: int = DEFAULTS["log"]["steps"],
+    samples: int = DEFAULTS["log"]["samples"],
+    probes: int = 32,
+    tolerance: float = 0.01,
 ) -> Any:
     """`word_information` of a toy in place of f, for `registry.configure` to try options on."""
     return word_information(
