@@ -16,8 +16,8 @@ figures.
 
 Everything is told in nats per dimension of a word that are kept: log(scale / sigma), 0 where the
 word is forgotten; models whose words have different widths then compare. ± is one standard error
-over sentences; a difference decides where it is twice that. Layers that did not converge are left
-out, sentence by sentence, and counted.
+over sentences; a difference decides where it is twice that. Layers that did not converge are
+counted; left out, sentence by sentence, are those of which a word is not known within `--within`.
 
 The paper's sets of concepts, from DBpedia and the Microsoft Concept Graph, are not used here: the
 concepts are positive words and negative words.
@@ -57,15 +57,19 @@ def numbers(by: dict[str, Reading]) -> list[list[str]]:
         PLACES[0],
         PLACES[-1],
     )
-    lines = [
-        ["model", "layer", *shown, "spread", "neighbours", "concept kept", "forgotten", "left out"]
-    ]
+    lines = [["model", "layer", *shown, "spread", "neighbours", "concept kept", "forgotten"]]
+    lines[0] += ["not converged", "left out"]
     for name, r in by.items():
         share = concept_kept(r)
         for k in range(len(r.layers)):
             kept = [mean_and_error(r.kept[part][:, k], 3) for part in shown]
             line = [mean_and_error(r.spread[:, k], 3), mean_and_error(r.neighbours[:, k])]
-            line += [f"{share[k]:.3g}", f"{r.censored[k]:.1%}", str(int(r.unconverged[k]))]
+            line += [
+                f"{share[k]:.3g}",
+                f"{r.censored[k]:.1%}",
+                str(int(r.unconverged[k])),
+                str(int(r.unknown[k])),
+            ]
             lines.append([name, str(r.layers[k]), *kept, *line])
     return lines
 
@@ -116,6 +120,7 @@ def main(
     tolerance: float | None = None,
     per_word_rate: float | None = None,
     probes: int | None = None,
+    within: float = 0.5,
     markdown: bool = False,
 ) -> None:
     """Explain every layer of several models, and hold the paper's findings against the numbers.
@@ -131,7 +136,9 @@ def main(
         background: sentences that a layer's spread is measured on.
         steps: the most that the search takes; more where layers are left out.
         samples: noise draws a step, likewise.
-        tolerance: of log sigma; a layer that misses it is left out.
+        tolerance: of log sigma; a layer that misses it counts as not converged.
+        within: a layer of a sentence is left out where a word's standard error, or what is left of
+            its gradient, is larger.
         per_word_rate: what a nat of noise is worth; the less, the smaller the noise.
         probes: backward passes for the start of the search.
         markdown: print in Markdown.
@@ -161,7 +168,7 @@ def main(
         arguments += [part for option in settings for part in option]
         if code := cli.call([*arguments, "--show", "0"]):
             sys.exit(code)
-        by[title] = read(jxp.load(folder), loaded, lists, SENTENCE)
+        by[title] = read(jxp.load(folder), loaded, lists, SENTENCE, within)
     heading = "## " if markdown else ""
     parts = [f"{heading}Layers: nats per dimension kept", table(numbers(by), markdown=markdown)]
     parts += [

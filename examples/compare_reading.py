@@ -56,12 +56,13 @@ class Reading(NamedTuple):
         name: the model.
         layers: the L layers' numbers.
         kept: `[S, L]` by slice of the words: the sentence's mean over them; NaN where it has none,
-            or the layer did not converge.
+            or the layer is not known `within` what was asked.
         spread: `[S, L]` standard deviation of log sigma over a sentence's words.
         neighbours: `[S, L]` correlation of log sigma between neighbouring words.
         right: `[S]` whether the model's prediction is the label; NaN without one.
         censored: `[L]` share of the words that are forgotten.
-        unconverged: `[L]` int, how many sentences are left out for that.
+        unconverged: `[L]` int, sentences whose layer missed the tolerance of the run.
+        unknown: `[L]` int, sentences that are left out: not known `within` what was asked.
         failed: sentences without a result.
         concepts: by name.
         example: of one sentence, its pieces, and kept `[L, T]`.
@@ -75,6 +76,7 @@ class Reading(NamedTuple):
     right: np.ndarray
     censored: np.ndarray
     unconverged: np.ndarray
+    unknown: np.ndarray
     failed: int
     concepts: dict[str, Concept]
     example: tuple[list[str], np.ndarray]
@@ -97,13 +99,27 @@ def sentiment_words(trees: Path) -> dict[str, list[str]]:
     }
 
 
-def read(records: Records, model: TextModel, concepts: dict[str, list[str]], shown: str) -> Reading:
-    """Go through a run once; `shown` is the beginning of the sentence to keep as the example."""
+def read(
+    records: Records,
+    model: TextModel,
+    concepts: dict[str, list[str]],
+    shown: str,
+    within: float = 0.5,
+) -> Reading:
+    """Go through a run once.
+
+    Args:
+        records: of the run.
+        model: that was explained.
+        concepts: lists of words.
+        shown: the beginning of the sentence to keep as the example.
+        within: a layer of a sentence counts where log sigma of every word is known so well.
+    """
     configuration = records.info["configuration"]
     groups = concepts | {"function words": FUNCTION, "and, the, to, is": NAMED}
     rows: list[dict[str, np.ndarray]] = []
     sigmas, caps, ids, right = [], [], [], []
-    example, failed, unconverged = None, 0, 0
+    example, failed, unconverged, unknown = None, 0, 0, 0
     for record in records:
         if record.result is None:
             failed += 1
@@ -111,9 +127,11 @@ def read(records: Records, model: TextModel, concepts: dict[str, list[str]], sho
         found = record.result["information"]
         pieces = list(record.notes["pieces"])
         converged = np.asarray(found.converged, bool)
-        sigma = np.where(converged[:, None], np.asarray(found.sigma, np.float64), np.nan)
-        kept = np.where(converged[:, None], -np.asarray(found.log_ratio, np.float64), np.nan)
-        unconverged = unconverged + ~converged
+        error = np.nan_to_num(np.asarray(found.standard_error), nan=np.inf).max(axis=1)
+        good = (error <= within) & (np.asarray(found.gradient_norm) / 2 <= within)
+        sigma = np.where(good[:, None], np.asarray(found.sigma, np.float64), np.nan)
+        kept = np.where(good[:, None], -np.asarray(found.log_ratio, np.float64), np.nan)
+        unconverged, unknown = unconverged + ~converged, unknown + ~good
         if example is None or record.notes["text"].startswith(shown):
             example = pieces, -np.asarray(found.log_ratio, np.float64)
         parts = slices(pieces, groups)
@@ -145,6 +163,7 @@ def read(records: Records, model: TextModel, concepts: dict[str, list[str]], sho
         kept=stacked,
         right=np.array(right),
         unconverged=np.asarray(unconverged),
+        unknown=np.asarray(unknown),
         failed=failed,
         concepts={name: about(model, listed, corpus, *noise) for name, listed in concepts.items()},
         example=example,
