@@ -200,6 +200,7 @@ def reading(seed, layers, **kept):
         right=np.ones(20),
         censored=nothing,
         unconverged=nothing,
+        unknown=nothing,
         failed=0,
         concepts={"positive words": concept(np.asarray(kept.get("sigma", nothing + 1.0)))},
         example=([], np.zeros((layers, 0))),

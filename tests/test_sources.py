@@ -24,7 +24,19 @@ def never(*_):
 
 
 MODEL = TextModel(
-    "toy", {}, never, never, never, tokenize, ("negative", "positive"), 12, 0, 3, None, (1, 2)
+    "toy",
+    {},
+    never,
+    never,
+    never,
+    never,
+    tokenize,
+    ("negative", "positive"),
+    12,
+    0,
+    3,
+    None,
+    (1, 2),
 )
 
 

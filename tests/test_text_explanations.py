@@ -47,7 +47,7 @@ def make_model():
         "v": jax.random.normal(keys[2], (D, 2)),
     }
     return TextModel(
-        "toy", params, embed, score, hidden, tokenize, ("no", "yes"), 16, 0, 3, 4, (1, 2)
+        "toy", params, embed, score, hidden, hidden, tokenize, ("no", "yes"), 16, 0, 3, 4, (1, 2)
     )
 
 

@@ -1,6 +1,7 @@
 """Word information: its closed form, what must not change it, and what it refuses."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -219,9 +220,10 @@ def test_recurrent_seeds_agree_as_their_standard_errors_say(recurrent_informatio
     assert found.converged.all() and not found.censored.any()
     logs = np.asarray(found.log_ratio)[:, :8]
     # 5%: five standard errors of 0.01; the largest of 16 x 15 / 2 pairs and 8 words.
-    assert np.ptp(logs, axis=0).max() < np.log(1.05)
+    assert np.max(np.ptp(logs, axis=0)) < np.log(1.05)
     ranks = np.argsort(np.argsort(logs, axis=1), axis=1)
-    assert min(np.corrcoef(ranks)[np.triu_indices(seeds, 1)]) > 0.9
+    alike = np.asarray(np.corrcoef(ranks))
+    assert alike[np.triu_indices(seeds, 1)].min() > 0.9
     # The standard error that each search reports, against how much the searches differ. With 16
     # seeds and 8 words the ratio is known to about a tenth; the curvature of the locally linear
     # case, which it goes by, is another tenth off here.
@@ -251,7 +253,7 @@ MATRICES = jax.random.normal(jax.random.key(6), (2, 32, 32)) / 4
 
 def test_layers_at_once_equal_one_by_one():
     x, key = WORDS[:3, :32], jax.random.key(0)
-    settings = {"key": key, "scale": 2.0, "steps": 20, "samples": 2}
+    settings: dict[str, Any] = {"key": key, "scale": 2.0, "steps": 20, "samples": 2}
     spread = [jnp.full((1, 32), s) for s in (1.0, 0.5, 0.7)]
     listed = jax.jit(lambda: layer_information(layered, x, spread=spread, **settings))()
     stacked = jax.jit(
@@ -259,11 +261,9 @@ def test_layers_at_once_equal_one_by_one():
     )()
     np.testing.assert_allclose(stacked.sigma, listed.sigma, rtol=1e-3)
     alone = word_information(
-        lambda v: layered(v)[2],
-        x,
+        lambda v: layered(v)[2], x, key=jax.random.fold_in(key, 2), scale=2.0, steps=20, samples=2,
         spread=spread[2],
-        **(settings | {"key": jax.random.fold_in(key, 2)}),
-    )
+    )  # fmt: skip
     np.testing.assert_allclose(listed.sigma[2], alone.sigma, rtol=1e-3)
     last = layer_information(layered, x, layers=[-1, 0], spread=spread, **settings)
     np.testing.assert_allclose(last.sigma, listed.sigma[jnp.array([2, 0])], rtol=1e-3)
@@ -274,7 +274,9 @@ def test_layer_costs_its_prefix():
         explain = lambda x: layer_information(
             layered, x, key=jax.random.key(0), scale=1.0, layers=[layer], steps=2, samples=2
         )
-        return jax.jit(explain).lower(WORDS[:3, :32]).compile().cost_analysis()["flops"]
+        cost = jax.jit(explain).lower(WORDS[:3, :32]).compile().cost_analysis()
+        assert cost is not None
+        return cost["flops"]
 
     deep, flat = flops(2), flops(1)
     product = 2 * 3 * 32 * 32  # of one layer and one evaluation: below it nothing was left out
