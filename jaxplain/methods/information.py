@@ -37,14 +37,14 @@ class WordInformation(NamedTuple):
         log_ratio: `[T]` log(sigma / scale), at most 0.
         censored: `[T]` bool, within the tolerance of sigma = scale: the word is forgotten, and its
             entropy is only known to be at least this.
-        standard_error: `[T]` of log sigma (K times it: of the entropy), from the noise drawn, by
-            the curvature of the locally linear case; NaN for the published loop, which has none.
+        standard_error: `[T]` of log sigma (K times it: of the entropy), from how costs varied and
+            how they rose with sigma on the way; NaN for the published loop, which has none.
         loss: `[]` the objective: mean over units of (h(x + noise) - h(x))^2 / spread^2, less rate
             times the mean over words of log(sigma / scale).
         gradient_norm: `[]` largest |d loss / d log sigma_i| n / rate of the words not censored: 0
             at the optimum, 1 where noise costs nothing.
-        converged: `[]` bool: gradient and standard error both within the tolerance, for every word
-            that is not censored.
+        converged: `[]` bool: for every word that is not censored, the standard error is within the
+            tolerance, and so is the way to where the gradient would be 0.
         steps: `[]` int32, steps taken.
         units: `[]` int32, D.
         left_out: `[]` int32, units left out because their spread is 0 or was never counted.
@@ -108,15 +108,15 @@ def word_information(
         steps: most steps taken; default 300, and 5000 for "sigmoid".
         samples: noise draws a step, in antithetic pairs; default 4, and 1 for "sigmoid". Peak
             memory is that of so many evaluations.
-        tolerance: of log sigma. Stops when the averaged gradient is as small as at twice that
-            distance and every standard error is below it, words at the cap aside.
+        tolerance: of log sigma. Stops when every standard error is below it, and the gradient no
+            larger than so far from the optimum, words at the cap aside.
         probes: backward passes from random signs for the start, the optimum of the locally linear
             case; a state of up to 256 units is taken unit by unit instead, exactly.
         parametrisation: "log" descends in log sigma, and averages its iterates. "sigmoid" is the
             published loop, for comparison: sigma = scale sigmoid(ratio) from a random ratio, Adam,
             and the parameters after the step with the lowest noisy loss. It has no standard error;
             its gradient is measured afterwards, by 64 draws.
-        learning_rate: default 0.5, Newton's step where h is locally linear, falling from the tenth
+        learning_rate: default 0.5, Newton's step where h is locally linear, falling from the fifth
             step; and 0.01, constant, for "sigmoid".
 
     Returns:
@@ -162,7 +162,7 @@ def word_information(
     target = measured(h, x, spread, mask, unit_mask, rate, per_word_rate)
     scale = jnp.asarray(scale, wide(x).dtype)
     if parametrisation == "sigmoid":
-        found = noises.published(h, x, target, scale, key, **settings)
+        found = noises.published(h, x, target, scale, key, tolerance=tolerance, **settings)
     else:
         found = noises.search(
             h, x, target, scale, key, tolerance=tolerance, probes=probes, **settings
@@ -171,7 +171,6 @@ def word_information(
     censored = target.real & (log_ratio > -tolerance)
     balanced = target.real & ~censored
     norm = jnp.max(jnp.abs(found.slope), where=balanced, initial=0.0)
-    uncertain = jnp.max(error, where=balanced, initial=0.0)
     log_sigma = log_ratio + jnp.log(scale)
     width = x.shape[1]
     zero = jnp.zeros_like(log_ratio)
@@ -184,7 +183,7 @@ def word_information(
         standard_error=kept(error),
         loss=found.change - target.rate * jnp.sum(kept(log_ratio)) / target.words,
         gradient_norm=norm,
-        converged=(norm / 2 <= tolerance) & (jnp.nan_to_num(uncertain) <= tolerance),
+        converged=found.converged,
         steps=found.steps,
         units=target.units,
         left_out=target.left_out,

@@ -12,7 +12,9 @@ from jaxplain.methods.target import Target
 from jaxplain.types import Array
 
 EXACT = 256  # states of at most so many units: their Jacobian is computed, not sampled
+FALLING = 5  # steps at the full learning rate
 LEAST = 8  # steps before the averages say anything
+FLATTEST = 0.05  # a cost that rises less with log sigma is taken to rise so much
 JUDGES = 64  # noise draws by which the result of the published loop is judged
 TOGETHER = 8  # evaluations at once, where how many is not the caller's to say
 
@@ -30,6 +32,7 @@ class Found(NamedTuple):
     slope: Array
     change: Array
     steps: Array
+    converged: Array
 
 
 def change(h: Callable, x: Array, target: Target, sigma: Array, noise: Array) -> Array:
@@ -120,10 +123,55 @@ def slopes(h, x, target: Target, scale, log_ratio: Array, noise: Array) -> tuple
 
 
 class _Average(NamedTuple):
-    log_ratio: Array
-    cost: Array
-    square: Array
+    """Weighted averages over steps so far.
+
+    Attributes:
+        result: `[T]` of the iterates after each step.
+        change: `[]` of the change of the state.
+        at: `[T]` of the iterates at which costs were taken.
+        cost: `[T]` of what noise costs.
+        moved: `[T]` variance of `at`.
+        varied: `[T]` variance of `cost`.
+        both: `[T]` their covariance.
+    """
+
+    result: Array
     change: Array
+    at: Array
+    cost: Array
+    moved: Array
+    varied: Array
+    both: Array
+
+    def add(self, share: Array, result: Array, change: Array, at: Array, cost: Array) -> "_Average":
+        far, dear = at - self.at, cost - self.cost
+        second = lambda old, product: (1 - share) * (old + share * product)
+        return _Average(
+            self.result + share * (result - self.result),
+            self.change + share * (change - self.change),
+            self.at + share * far,
+            self.cost + share * dear,
+            second(self.moved, far * far),
+            second(self.varied, dear * dear),
+            second(self.both, far * dear),
+        )
+
+    def error(self, taken: Array) -> tuple[Array, Array]:
+        """By how much the cost rises with log sigma, and the standard error of log sigma.
+
+        The rise is the regression of costs on the iterates, whose noise is that of earlier steps.
+        It is 2 where h is locally linear, and less where it saturates, so that the same noise
+        leaves more doubt. Few steps tell little of it: it is drawn towards 2 as if that were known
+        to within 1, and never taken to be more, or a search would stop where it looks steep.
+        """
+        count = 0.75 * jnp.maximum(taken, 1)  # steps, by their weights, that grow with the step
+        small = jnp.finfo(self.cost.dtype).tiny
+        rise = self.both / jnp.maximum(self.moved, small)
+        left = jnp.maximum(self.varied - rise * self.both, 0)
+        known = self.moved * count / jnp.maximum(left, small)  # 1 / variance of the rise
+        rise = jnp.where(self.moved > 0, (rise * known + 2) / (known + 1), 2)
+        rise = jnp.clip(rise, FLATTEST, 2)
+        return rise, jnp.sqrt(left / count) / rise
 
 
 def search(
@@ -138,47 +186,43 @@ def search(
     """
     start, noises = jax.random.split(key)
     first = closed_form(h, x, target, scale, start, probes)
-    schedule = lambda t: learning_rate * jnp.minimum(1.0, (10 / (t + 1)) ** 0.6)
+    schedule = lambda t: learning_rate * jnp.minimum(1.0, (FALLING / (t + 1)) ** 0.7)
     # Gradients above 1 are divided by their size, so that a rare large one moves no word far.
     optimizer = optax.chain(
         optax.scale_by_adam(b1=0.0, b2=0.95, eps=1.0), optax.scale_by_learning_rate(schedule)
     )
 
-    def settled(average: _Average, taken: Array) -> tuple[Array, Array, Array]:
-        slope = average.cost - 1
-        variance = jnp.maximum(average.square - jnp.square(average.cost), 0)
-        error = 0.5 * jnp.sqrt(variance / (0.75 * jnp.maximum(taken, 1)))
-        free = target.real & (average.log_ratio <= -tolerance)
-        good = (jnp.abs(slope) <= 2 * tolerance) & (error <= tolerance)
-        return slope, error, jnp.all(good | ~free)
+    def settled(average: _Average, taken: Array) -> tuple[Array, Array]:
+        rise, error = average.error(taken)
+        free = target.real & (average.result <= -tolerance)
+        good = (jnp.abs(average.cost - 1) <= rise * tolerance) & (error <= tolerance)
+        return error, jnp.all(good | ~free)
 
     def more(state) -> Array:
         taken, *_, average = state
-        done = settled(average, taken)[2] & (taken >= LEAST)
+        done = settled(average, taken)[1] & (taken >= LEAST)
         return (taken < steps) & ~done
 
     def step(state):
         taken, log_ratio, memory, average = state
         cost, moved = slopes(h, x, target, scale, log_ratio, draw(noises, taken, samples, x))
-        cost = jnp.mean(cost, 0)
+        cost, moved = jnp.mean(cost, 0), jnp.mean(moved)
         update, memory = optimizer.update(cost - 1, memory)
-        log_ratio = jnp.where(target.real, jnp.minimum(log_ratio + update, 0), 0)
-        share = 2 / (taken + 2)
-        new = _Average(log_ratio, cost, jnp.square(cost), jnp.mean(moved))
-        mixed = jax.tree.map(lambda a, b: a + share.astype(a.dtype) * (b - a), average, new)
-        return taken + 1, log_ratio, memory, mixed
+        new = jnp.where(target.real, jnp.minimum(log_ratio + update, 0), 0)
+        share = (2 / (taken + 2)).astype(new.dtype)
+        return taken + 1, new, memory, average.add(share, new, moved, log_ratio, cost)
 
     zero = jnp.zeros_like(first)
-    average = _Average(first, zero, zero, jnp.zeros((), first.dtype))
+    average = _Average(first, jnp.zeros((), first.dtype), first, zero, zero, zero, zero)
     begin = (jnp.int32(0), first, optimizer.init(first), average)
     taken, _, _, average = jax.lax.while_loop(more, step, begin)
-    slope, error, _ = settled(average, taken)
-    return Found(average.log_ratio, error, slope, average.change, taken)
+    error, done = settled(average, taken)
+    return Found(average.result, error, average.cost - 1, average.change, taken, done)
 
 
 def published(
     h: Callable, x: Array, target: Target, scale, key: Array, *, steps: int, samples: int,
-    learning_rate: float,
+    tolerance: float, learning_rate: float,
 ) -> Found:  # fmt: skip
     """The published loop: Adam on noisy losses, and the parameters after the luckiest one."""
     start, noises, judges = jax.random.split(key, 3)
@@ -207,10 +251,13 @@ def published(
         return jnp.mean(cost, 0), jnp.mean(moved)
 
     cost, moved = jax.lax.map(judge, jnp.arange(JUDGES // TOGETHER))
+    slope = jnp.mean(cost, 0) - 1
+    free = target.real & (log_ratio <= -tolerance)
     return Found(
         log_ratio,
         jnp.full_like(log_ratio, jnp.nan),
-        jnp.mean(cost, 0) - 1,
+        slope,
         jnp.mean(moved),
         jnp.int32(steps),
+        jnp.all((jnp.abs(slope) <= 2 * tolerance) | ~free),
     )
