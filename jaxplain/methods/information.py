@@ -76,7 +76,7 @@ def word_information(
     unit_mask: PyTree | None = None,
     steps: int | None = None,
     samples: int | None = None,
-    tolerance: float = 0.01,
+    tolerance: float = 0.02,
     probes: int = 32,
     parametrisation: Literal["log", "sigmoid"] = "log",
     learning_rate: float | None = None,

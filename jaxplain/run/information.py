@@ -252,7 +252,7 @@ def toy(
     steps: int = DEFAULTS["log"]["steps"],
     samples: int = DEFAULTS["log"]["samples"],
     probes: int = 32,
-    tolerance: float = 0.01,
+    tolerance: float = 0.02,
 ) -> Any:
     """`word_information` of a toy in place of f, for `registry.configure` to try options on."""
     return word_information(
