@@ -20,6 +20,7 @@ STATES = ("all", "mean", "first")
 SENTENCES = 512  # that the spread of a layer's units is measured on
 ROWS = 32  # of them at once
 SCALE = 10.0  # standard deviations of the word embeddings, as published
+TOLERANCE = 0.1  # of log sigma: maps and curves need no more, and more takes its square in time
 OWN = {"layers": "all", "state": "all", "scale": "auto"}  # options that need the model to be read
 
 
@@ -252,7 +253,7 @@ def toy(
     steps: int = DEFAULTS["log"]["steps"],
     samples: int = DEFAULTS["log"]["samples"],
     probes: int = 32,
-    tolerance: float = 0.02,
+    tolerance: float = TOLERANCE,
 ) -> Any:
     """`word_information` of a toy in place of f, for `registry.configure` to try options on."""
     return word_information(
