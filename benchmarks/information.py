@@ -92,7 +92,8 @@ def equal(options: Any, job: Job) -> None:
 
 def distance(sigma: Any, optimum: Any, counted: Any) -> np.ndarray:
     """By what factor the counted words are off, in either direction, less 1; 0 of others."""
-    return np.where(counted, np.exp(np.abs(np.log(np.asarray(sigma) / optimum))) - 1, 0)
+    ratio = np.where(counted, np.asarray(sigma), 1) / np.where(counted, optimum, 1)
+    return np.exp(np.abs(np.log(ratio))) - 1
 
 
 def worst(sigma: Any, optimum: Any, counted: Any) -> np.ndarray:
