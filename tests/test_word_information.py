@@ -329,6 +329,17 @@ def test_not_converged_is_told():
     assert not found.converged and found.steps == 3
 
 
+def test_what_is_not_a_number_has_not_converged():
+    lost = word_information(
+        linear, WORDS, key=jax.random.key(0), scale=1.0, rate=0.1, spread=0.0, steps=9
+    )
+    assert lost.units == 0 and lost.left_out == 256 and not lost.converged
+    broken = word_information(
+        lambda x: linear(x) * jnp.nan, WORDS, key=jax.random.key(0), scale=1.0, rate=0.1, steps=9
+    )
+    assert jnp.isnan(broken.sigma).all() and not broken.converged
+
+
 def test_noise_of_a_word_does_not_depend_on_those_behind_it():
     few = noises.draw(jax.random.key(0), 3, 3, WORDS[:2])
     many = noises.draw(jax.random.key(0), 3, 3, WORDS)

@@ -194,7 +194,7 @@ def search(
 
     def settled(average: _Average, taken: Array) -> tuple[Array, Array]:
         rise, error = average.error(taken)
-        free = target.real & (average.result <= -tolerance)
+        free = target.real & ~(average.result > -tolerance)  # NaN is free, and never good
         good = (jnp.abs(average.cost - 1) <= rise * tolerance) & (error <= tolerance)
         return error, jnp.all(good | ~free)
 
@@ -252,7 +252,7 @@ def published(
 
     cost, moved = jax.lax.map(judge, jnp.arange(JUDGES // TOGETHER))
     slope = jnp.mean(cost, 0) - 1
-    free = target.real & (log_ratio <= -tolerance)
+    free = target.real & ~(log_ratio > -tolerance)
     return Found(
         log_ratio,
         jnp.full_like(log_ratio, jnp.nan),
