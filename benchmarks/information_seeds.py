@@ -173,7 +173,9 @@ def agreement(
         lowest_rank_correlation=lowest,
         largest_of_each=np.round(apart, 3).tolist(),
         rank_correlations=np.round(alike, 3).tolist(),
-        standard_error=float(found.standard_error.max(-1)[np.concatenate([good, good])].max(initial=0)),
+        standard_error=float(
+            found.standard_error.max(-1)[np.concatenate([good, good])].max(initial=0)
+        ),
         steps=float(found.steps.mean()),
         censored=int((found.censored[:count] & np.asarray(mask)).sum()),
         **row,
