@@ -122,15 +122,18 @@ def check_positive(name: str, value: int) -> int:
     return value
 
 
-def check_like(name: str, value: PyTree, x: PyTree) -> PyTree:
-    """Broadcast each leaf of `value` to x's leaf and dtype, or raise saying which does not fit."""
+def check_like(name: str, value: PyTree, x: PyTree, whose: str = "x") -> PyTree:
+    """Broadcast each leaf of `value` to x's leaf and dtype, or raise saying which does not fit.
+
+    `whose` is what messages call x.
+    """
     if jax.tree.structure(value) != jax.tree.structure(x):
         if jax.tree.structure(value) == jax.tree.structure(0.0):  # one number serves every leaf
             value = jax.tree.map(lambda _: value, x)
         else:
             raise JaxplainError(
-                f"{name} has structure {jax.tree.structure(value)}, and x has "
-                f"{jax.tree.structure(x)}: give {name} the same tree as x, or one number"
+                f"{name} has structure {jax.tree.structure(value)}, and {whose} has "
+                f"{jax.tree.structure(x)}: give {name} the same tree as {whose}, or one number"
             )
 
     def fit(path, v, leaf):
@@ -140,7 +143,7 @@ def check_like(name: str, value: PyTree, x: PyTree) -> PyTree:
         if missing < 0 or any(size not in (1, wanted) for size, wanted in fits):
             raise JaxplainError(
                 f"{name}{jax.tree_util.keystr(path)} has shape {list(v.shape)}, which does not "
-                f"broadcast to x's {list(leaf.shape)}"
+                f"broadcast to {whose}'s {list(leaf.shape)}"
             )
         return jnp.broadcast_to(v.astype(leaf.dtype), leaf.shape)
 

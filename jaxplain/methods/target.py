@@ -10,7 +10,7 @@ import numpy as np
 from jaxplain.interpret.compat import is_traced
 from jaxplain.interpret.dependence import depends
 from jaxplain.methods.sampling import wide
-from jaxplain.types import Array, JaxplainError, PyTree
+from jaxplain.types import Array, JaxplainError, PyTree, check_like
 
 
 class Target(NamedTuple):
@@ -40,15 +40,18 @@ def measured(h, x, spread, mask, unit_mask, rate, per_word_rate) -> Target:
     real = jnp.ones(x.shape[0], bool) if mask is None else jnp.asarray(mask).astype(bool)
     if real.shape != x.shape[:1]:
         raise JaxplainError(f"mask has shape {list(real.shape)}, and x has {x.shape[0]} words")
-    leaves, tree = jax.tree.flatten(wide(h(x)))
-    counted = [v != 0 for v in fitted("unit_mask", unit_mask, leaves, tree)]
+    state = wide(h(x))
+    leaves = jax.tree.leaves(state)
+    every = 1.0 if unit_mask is None else unit_mask
+    counted = [v != 0 for v in jax.tree.leaves(check_like("unit_mask", every, state, "h(x)"))]
     asked = sum(jnp.sum(c) for c in counted)
     if spread is None:
         # As published without one: all units by the mean square of the state.
         sums = [jnp.sum(jnp.square(v), where=c) for c, v in zip(counted, leaves, strict=True)]
         inverse = [jnp.where(c, asked / sum(sums), 0) for c in counted]
     else:
-        wanted = fitted("spread", spread, leaves, tree)
+        _check_spread(spread)
+        wanted = jax.tree.leaves(check_like("spread", spread, state, "h(x)"))
         counted = [c & (s > 0) for c, s in zip(counted, wanted, strict=True)]
         inverse = [
             jnp.where(c, 1 / jnp.square(jnp.where(c, s, 1)), 0)
@@ -70,26 +73,10 @@ def measured(h, x, spread, mask, unit_mask, rate, per_word_rate) -> Target:
     )
 
 
-def fitted(name: str, value: PyTree, leaves: list[Array], tree: Any) -> list[Array]:
-    """`value` broadcast to each leaf of a state: one for all of them, or a tree like it."""
-    if value is None:
-        return [jnp.ones(leaf.shape, leaf.dtype) for leaf in leaves]
-    given = jax.tree.leaves(value) if jax.tree.structure(value) == tree else [value] * len(leaves)
-    fit = []
-    for v, leaf in zip(given, leaves, strict=True):
-        if name == "spread" and not is_traced(v) and np.any(np.asarray(v) < 0):
+def _check_spread(spread: PyTree) -> None:
+    for leaf in jax.tree.leaves(spread):
+        if not is_traced(leaf) and np.any(np.asarray(leaf) < 0):
             raise JaxplainError("spread has negative entries: it is a standard deviation")
-        v = jnp.asarray(v)
-        missing = leaf.ndim - v.ndim
-        sizes = zip((1,) * missing + v.shape, leaf.shape, strict=False)
-        if missing < 0 or any(size not in (1, wanted) for size, wanted in sizes):
-            raise JaxplainError(
-                f"{name} has shape {list(v.shape)}, which does not broadcast to h(x)'s "
-                f"{list(leaf.shape)}"
-            )
-        v = v.reshape((1,) * missing + v.shape)
-        fit.append(jnp.broadcast_to(v.astype(leaf.dtype), leaf.shape))
-    return fit
 
 
 def check_words(h: Callable, x: Any) -> Array:
