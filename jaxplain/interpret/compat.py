@@ -71,6 +71,20 @@ def named(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(call)
 
 
+def hoisted(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], list]:
+    """`fn` as a function of what it closes over, and that: `(g, held)`, `fn(*a) == g(held, *a)`.
+
+    What it closes over may be traced, so that `g` may stand where those traces are not known.
+    """
+    traced, shape = jax.make_jaxpr(lambda *args: fn(*args), return_shape=True)(*args)
+    tree = jax.tree.structure(shape)
+
+    def plain(held: list, *args: Any) -> Any:
+        return tree.unflatten(jax.core.eval_jaxpr(traced.jaxpr, held, *jax.tree.leaves(args)))
+
+    return plain, list(traced.consts)
+
+
 class Step(NamedTuple):
     """One operation of a `Program`: a primitive, or a call or group of them taken whole.
 

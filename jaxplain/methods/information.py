@@ -122,8 +122,10 @@ def word_information(
     Returns:
         `WordInformation`. Where it has not converged it says so, by `converged`, and by the
         standard errors and the gradient that are left. Cost: `probes` backward evaluations and up
-        to `steps * samples` gradient evaluations; under `vmap` steps go on for all until the last
-        has converged.
+        to `steps * samples` gradient evaluations. Under `vmap` a batch costs about the sum of what
+        its searches cost, an eighth of them at once, and at least 8: one that has converged makes
+        room for the next. Where the batch is split over an axis `data` of a mesh, compile within
+        `jax.set_mesh`, or devices wait for each other.
 
     Raises:
         JaxplainError: no key; x is not one float array `[T, K]`; scale, a rate, tolerance or

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxplain.methods.lanes import repeat
 from jaxplain.methods.sampling import wide
 from jaxplain.methods.target import Target
 from jaxplain.types import Array
@@ -184,8 +185,6 @@ def search(
     curvature is 2 whatever the model, and a learning rate of 1/2 is Newton's step. Iterates are
     averaged with weights that grow with the step, which forgets the start.
     """
-    start, noises = jax.random.split(key)
-    first = closed_form(h, x, target, scale, start, probes)
     schedule = lambda t: learning_rate * jnp.minimum(1.0, (FALLING / (t + 1)) ** 0.7)
     # Gradients above 1 are divided by their size, so that a rare large one moves no word far.
     optimizer = optax.chain(
@@ -198,24 +197,28 @@ def search(
         good = (jnp.abs(average.cost - 1) <= rise * tolerance) & (error <= tolerance)
         return error, jnp.all(good | ~free)
 
-    def more(state) -> Array:
+    def begin(key):
+        first = closed_form(h, x, target, scale, jax.random.split(key)[0], probes)
+        zero = jnp.zeros_like(first)
+        average = _Average(first, jnp.zeros((), first.dtype), first, zero, zero, zero, zero)
+        return jnp.int32(0), first, optimizer.init(first), average
+
+    def more(_, state) -> Array:
         taken, *_, average = state
         done = settled(average, taken)[1] & (taken >= LEAST)
         return (taken < steps) & ~done
 
-    def step(state):
+    def step(key, state):
         taken, log_ratio, memory, average = state
-        cost, moved = slopes(h, x, target, scale, log_ratio, draw(noises, taken, samples, x))
+        noise = draw(jax.random.split(key)[1], taken, samples, x)
+        cost, moved = slopes(h, x, target, scale, log_ratio, noise)
         cost, moved = jnp.mean(cost, 0), jnp.mean(moved)
         update, memory = optimizer.update(cost - 1, memory)
         new = jnp.where(target.real, jnp.minimum(log_ratio + update, 0), 0)
         share = (2 / (taken + 2)).astype(new.dtype)
         return taken + 1, new, memory, average.add(share, new, moved, log_ratio, cost)
 
-    zero = jnp.zeros_like(first)
-    average = _Average(first, jnp.zeros((), first.dtype), first, zero, zero, zero, zero)
-    begin = (jnp.int32(0), first, optimizer.init(first), average)
-    taken, _, _, average = jax.lax.while_loop(more, step, begin)
+    taken, _, _, average = repeat(begin, step, more, key)
     error, done = settled(average, taken)
     return Found(average.result, error, average.cost - 1, average.change, taken, done)
 

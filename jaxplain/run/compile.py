@@ -185,7 +185,8 @@ def compile_bucket(
         batched(explain), in_shardings=(params_at, everywhere, rows, rows), out_shardings=rows
     )
     while True:
-        compiled = function.lower(*arguments(params, key, like, length, size)).compile()
+        with jax.set_mesh(mesh):  # for what divides its own work among devices
+            compiled = function.lower(*arguments(params, key, like, length, size)).compile()
         taken = bytes_of(compiled, params, devices)
         if memory is None or taken <= memory:
             return Program(compiled, size, taken)
