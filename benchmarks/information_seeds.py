@@ -147,7 +147,7 @@ def agreement(
         float(np.corrcoef(ranks(logs[i, at]), ranks(logs[count + i, at]))[0, 1])
         for i, at in enumerate(words)
     ]
-    row = {}
+    row: dict[str, Any] = {}
     if options.reference:
         call = jax.jit(jax.vmap(published, (None, 0, 0, 0)))
         long = np.asarray(call(model.params, ids, mask, keys[:count]))
@@ -159,9 +159,10 @@ def agreement(
     largest = float(apart[good].max(initial=0))
     lowest = min((a for a, g in zip(alike, good, strict=True) if g), default=1.0)
     ok = bool(good.any()) and largest <= WITHIN and lowest >= ALIKE
+    ok = ok and row.get("published_largest", 0.0) <= WITHIN
     report(
         "information seeds",
-        f"largest <= {WITHIN}, rank correlation >= {ALIKE}",
+        f"largest, and of the published, <= {WITHIN}, rank correlation >= {ALIKE}",
         ok,
         model=model.name,
         layer=layer,
@@ -190,7 +191,7 @@ def main() -> None:
     # Model, layer, rate, tolerance, tokens. The tolerance is what it takes to rank the words: those
     # of the LSTM differ little, and of few words one swap of two neighbours costs more than 0.02.
     cases = (
-        ("lstm", 1, 0.1, 0.003, (14, 20)),
+        ("lstm", 1, 0.1, 0.005, (14, 20)),
         ("bert", 1, 0.1, 0.006, (8, 12)),
         ("bert", 3, 0.1, 0.01, (8, 12)),
         ("bert", 6, 0.001, 0.01, (8, 12)),
