@@ -26,6 +26,10 @@ from jaxplain.methods.information import layer_information as layer_information
 from jaxplain.methods.information import word_information as word_information
 from jaxplain.methods.path import expected_gradients as expected_gradients
 from jaxplain.methods.path import integrated_gradients as integrated_gradients
+from jaxplain.methods.perturbation import feature_ablation as feature_ablation
+from jaxplain.methods.perturbation import occlusion as occlusion
+from jaxplain.methods.shapley import exact_shapley as exact_shapley
+from jaxplain.methods.shapley import shapley_sampling as shapley_sampling
 from jaxplain.methods.smooth import smooth as smooth
 from jaxplain.methods.spread import hidden_spread as hidden_spread
 from jaxplain.methods.tokens import token_scores as token_scores

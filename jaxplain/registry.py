@@ -21,6 +21,8 @@ from jaxplain import baselines
 from jaxplain.methods import contextual
 from jaxplain.methods.gradient import input_x_gradient, saliency
 from jaxplain.methods.path import expected_gradients, integrated_gradients
+from jaxplain.methods.perturbation import feature_ablation
+from jaxplain.methods.shapley import shapley_sampling
 from jaxplain.methods.smooth import smooth
 from jaxplain.methods.tokens import token_scores
 from jaxplain.types import Explainer, JaxplainError
@@ -44,6 +46,7 @@ class Method(NamedTuple):
         needs_baselines: raises without `baselines`, a set of reference inputs.
         takes_where: takes `where`, which rows of x are no padding.
         takes_units: takes `units`, which rows of x join to groups.
+        takes_groups: takes `groups`, numbers of what is taken away together.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Method(NamedTuple):
     needs_baselines: bool = False
     takes_where: bool = False
     takes_units: bool = False
+    takes_groups: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -117,6 +121,22 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 needs_key=True,
             ),
             Method(
+                "feature_ablation",
+                feature_ablation,
+                "what the score loses when each input is replaced by the baseline",
+                dummy=False,  # but for rounding
+                takes_groups=True,
+            ),
+            Method(
+                "shapley_sampling",
+                shapley_sampling,
+                "what each input adds to the others, averaged over random orders of joining",
+                complete=True,
+                dummy=False,  # but for rounding
+                needs_key=True,
+                takes_groups=True,
+            ),
+            Method(
                 "contextual_decomposition",
                 token_scores,
                 "what came from each token alone, by rules for how values split on their way",
@@ -144,7 +164,7 @@ RULES: Mapping[str, contextual.Rules] = MappingProxyType(
 )
 
 # Arrays of one example or of a data set, and what a method's name already says.
-_NOT_OPTIONS = {"key", "baselines", "where", "units", "method", "statistic"}
+_NOT_OPTIONS = {"key", "baselines", "where", "units", "groups", "method", "statistic"}
 
 
 def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:

@@ -9,7 +9,7 @@ import pytest
 
 from jaxplain.registry import METHODS
 from tests import small_models
-from tests.helpers import close, quick_compile, within_errors
+from tests.helpers import TOLERANCE, close, quick_compile, within_errors
 
 KEY = jax.random.key(5)
 WEIGHTS = {"f": (1.0, 0.0, 0.0), "g": (0.0, 1.0, 0.0), "2f-3g": (2.0, -3.0, 0.0)}
@@ -82,6 +82,8 @@ def test_scores_sum_to_the_difference(name, model_name):
     # The gap's own spread, from runs by other keys, says how near to 0 their mean should be.
     gap = lambda key: explainer(name, model.x)(model.f, model.x, key=key).gap
     gaps = np.asarray(jax.jit(jax.vmap(gap))(jax.random.split(KEY, 64)), "f8")
+    if np.abs(gaps).max() < 5 * TOLERANCE["float32"]:  # of numbers of size 1: complete every time
+        return
     error = gaps.std(ddof=1) / 8
     assert 0 < abs(gaps.mean()) < 5 * error
 
@@ -111,7 +113,10 @@ def test_scores_of_a_sum_are_the_sum_of_scores(name, model_name):
 def test_scores_do_not_depend_on_how_f_is_computed(name, model_name):
     found = explained(name, model_name)
     # log(exp) and the rotations round some more; squares and variances double that.
-    close(found["f, computed otherwise"].scores, found["f"].scores, factor=20)
+    got, want = found["f, computed otherwise"].scores, found["f"].scores
+    if not METHODS[name].dummy:  # the ignored input's scores are rounding, in units of the others
+        got, want = (jnp.concatenate([v.ravel() for v in jax.tree.leaves(t)]) for t in (got, want))
+    close(got, want, factor=20)
 
 
 @pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.symmetry])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.hierarchy.units import expand
-from jaxplain.types import Array, JaxplainError, PyTree, check_like, check_positive
+from jaxplain.methods.path import check_baseline
+from jaxplain.types import Array, JaxplainError, PyTree, check_positive
 
 
 def class_difference(scores: Array, label: Array | int, other: Array | int | None = None) -> Array:
@@ -72,7 +73,7 @@ def build_up_score(
 
     What is in no unit stays as it is; see `occlusion_score`.
     """
-    replaced = _replacing(f, x, units, _resolve(baseline, x))
+    replaced = _replacing(f, x, units, check_baseline(baseline, x))
 
     def score(masks):
         masks = masks.astype(bool)
@@ -111,12 +112,8 @@ def tabulated(
     return look_up
 
 
-def _resolve(baseline: PyTree | Callable[[PyTree], PyTree], x: PyTree) -> PyTree:
-    return check_like("baseline", baseline(x) if callable(baseline) else baseline, x)
-
-
 def _replacing(f, x: PyTree, units: PyTree, baseline) -> Callable[[Array], Array]:
-    start = _resolve(baseline, x)
+    start = check_baseline(baseline, x)
 
     def one(mask):
         mixed = jax.tree.map(lambda m, b, v: jnp.where(m, b, v), mask, start, x)

@@ -74,7 +74,7 @@ def integrated_gradients(
     index, real = layout(steps, 1 if chunk is None else chunk)
     check_example(f, x)
     x = jax.tree.map(jnp.asarray, x)
-    start = check_like("baseline", _resolve(baseline, x), x)
+    start = check_baseline(baseline, x)
     change = jax.tree.map(jnp.subtract, wide(x), wide(start))
 
     def weighted_gradient(node, weight):
@@ -135,7 +135,7 @@ def expected_gradients(
     chunk = 1 if chunk is None else check_positive("chunk", chunk)
     check_example(f, x)
     x = jax.tree.map(jnp.asarray, x)
-    count, baselines = _check_set(baselines, x)
+    count, baselines = check_set(baselines, x)
 
     def sample(i):
         which, where = jax.random.split(jax.random.fold_in(key, i))
@@ -171,13 +171,13 @@ def gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
     return (1 + x) / 2, weights
 
 
-def _resolve(baseline: Baseline, x: PyTree) -> PyTree:
-    if baseline is None:
-        return 0.0
-    return baseline(x) if callable(baseline) else baseline
+def check_baseline(baseline: Baseline, x: PyTree) -> PyTree:
+    """The one input that x is compared with, in x's tree, shapes and dtypes; default zeros."""
+    given = baseline(x) if callable(baseline) else 0.0 if baseline is None else baseline
+    return check_like("baseline", given, x)
 
 
-def _check_set(baselines: PyTree, x: PyTree) -> tuple[int, PyTree]:
+def check_set(baselines: PyTree, x: PyTree) -> tuple[int, PyTree]:
     """How many baselines there are, and the baselines in x's dtypes."""
     if jax.tree.structure(baselines) != jax.tree.structure(x):
         raise JaxplainError(

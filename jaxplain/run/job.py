@@ -156,6 +156,7 @@ def prepare(
         magnitude=method in NORMS and shown.get("absolute", True) is not False,
         where=kind.takes_where,
         units=kind.takes_units,
+        groups=kind.takes_groups,
         contrast=own.get("score") == "difference",
     )
     return Job(model, source, function, shown)

@@ -20,7 +20,7 @@ from jaxplain.types import (
 )
 
 # Methods that give a gradient, whose entries are no parts of a sum: a token gets its length.
-NORMS = ("saliency", "smoothgrad")
+NORMS = ("saliency", "smoothgrad", "guided_backprop", "deconvnet")
 BASELINES = ("zeros", "mean", "pad", "mask", "unk", "token:WORD")
 
 
@@ -102,6 +102,7 @@ def explain_text(
     magnitude: bool = False,
     where: bool = False,
     units: bool = False,
+    groups: bool = False,
     contrast: bool = False,
 ) -> Callable[[PyTree, PyTree, Array], PyTree]:
     """Make the function of one text that `run` maps over a `TextSource`.
@@ -128,6 +129,7 @@ def explain_text(
         magnitude: norm over D, instead of the sum.
         where: tell the method which tokens are no padding, as `where`.
         units: tell it which of them are words, and not special tokens, as `units`.
+        groups: tell it that an embedding is taken away whole, as `groups`.
         contrast: explain the target's logit less that of the strongest other class.
 
     Returns:
@@ -180,6 +182,8 @@ def explain_text(
             settings["where"] = mask
         if units:
             settings["units"] = mask & ~special
+        if groups:
+            settings["groups"] = np.arange(x.shape[0])[:, None]
         result = explainer(f, x, key=key, **settings)
         return {
             "attribution": per_token(result, mask, magnitude),
