@@ -28,6 +28,7 @@ from jaxplain.methods.path import expected_gradients as expected_gradients
 from jaxplain.methods.path import integrated_gradients as integrated_gradients
 from jaxplain.methods.perturbation import feature_ablation as feature_ablation
 from jaxplain.methods.perturbation import occlusion as occlusion
+from jaxplain.methods.regression import kernel_shap as kernel_shap
 from jaxplain.methods.shapley import exact_shapley as exact_shapley
 from jaxplain.methods.shapley import shapley_sampling as shapley_sampling
 from jaxplain.methods.smooth import smooth as smooth

@@ -293,3 +293,51 @@ def test_values_add_up():
     assert got.scores.shape == (6, 1)
     want = float(model.f(model.x) - model.f(jnp.zeros_like(model.x)))
     assert total(got.scores) == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("players", [1, 2, 3, 7])
+def test_kernel_shap_of_all_coalitions_is_exact(players):
+    f, _ = random_game(players)
+    got = jxp.kernel_shap(f, jnp.ones(players), key=jax.random.key(0))
+    assert int(got.samples) == 2**players - 2
+    # A system of up to 6 unknowns in float32, of condition below 10.
+    close(got.scores, jxp.exact_shapley(f, jnp.ones(players)).scores, factor=5)
+    np.testing.assert_array_equal(got.standard_error, 0)
+    assert abs(float(got.gap)) < 1e-5
+
+
+def test_kernel_shap_of_captums_tests():
+    got = jxp.kernel_shap(
+        multilayer, ROW, key=jax.random.key(0), baseline=jnp.array([10.0, 20, 10])
+    )
+    np.testing.assert_allclose(got.scores, [40, 120, 80], rtol=1e-5)
+
+
+def test_kernel_shap_is_right_within_errors_that_are_right():
+    f, _ = random_game(8, seed=2)
+    want = np.asarray(jxp.exact_shapley(f, jnp.ones(8)).scores)
+    run = jax.jit(jax.vmap(lambda key: jxp.kernel_shap(f, jnp.ones(8), key=key, samples=120)))
+    found = run(jax.random.split(jax.random.key(0), 300))
+    away = (np.asarray(found.scores) - want) / np.asarray(found.standard_error)
+    # As for sampled orders; 60 pairs less 7 unknowns: 2.006 errors hold 95%.
+    assert 91 < 100 * np.mean(np.abs(away) < 2.006) < 99
+    # Least squares with a drawn system is off by a share of 1 / samples: below the mean's error.
+    mean = np.mean(found.scores, 0)
+    within_errors(mean, want, np.std(found.scores, 0, ddof=1) / 300**0.5)
+    assert np.abs(found.gap).max() < 1e-5
+
+
+def test_kernel_shap_of_the_marginal_game():
+    model = small_models.make("mlp")
+    others = jnp.asarray(np.random.default_rng(3).normal(size=(4, 5)), jnp.float32)
+    got = jxp.kernel_shap(model.f, model.x, key=jax.random.key(0), baselines=others)
+    close(got.scores, jxp.exact_shapley(model.f, model.x, baselines=others).scores, factor=5)
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [(30, "30 samples are too few for 10 players: draw at least 40"), (41, "even number, not 41")],
+)
+def test_kernel_shap_refuses(samples, words):
+    with pytest.raises(JaxplainError, match=words):
+        jxp.kernel_shap(jnp.sum, jnp.ones(10), key=jax.random.key(0), samples=samples)
