@@ -341,3 +341,14 @@ def test_kernel_shap_of_the_marginal_game():
 def test_kernel_shap_refuses(samples, words):
     with pytest.raises(JaxplainError, match=words):
         jxp.kernel_shap(jnp.sum, jnp.ones(10), key=jax.random.key(0), samples=samples)
+
+
+def test_kernel_shap_equals_shaps(x64):
+    with np.load(GOLDENS / "captum_mlp.npz") as stored:
+        params = {k[6:]: jnp.asarray(stored[k]) for k in stored.files if k.startswith("param_")}
+        xs = jnp.asarray(stored["x"])
+    with np.load(GOLDENS / "shap.npz") as stored:
+        values, background = stored["values"], jnp.asarray(stored["background"])
+    f, key = partial(small_models.SHAPES["mlp"][0], params), jax.random.key(0)
+    explain = jax.vmap(lambda x: jxp.kernel_shap(f, x, key=key, baselines=background))
+    close(jax.jit(explain)(xs).scores, jnp.asarray(values))
