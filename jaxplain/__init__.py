@@ -28,6 +28,9 @@ from jaxplain.methods.path import expected_gradients as expected_gradients
 from jaxplain.methods.path import integrated_gradients as integrated_gradients
 from jaxplain.methods.perturbation import feature_ablation as feature_ablation
 from jaxplain.methods.perturbation import occlusion as occlusion
+from jaxplain.methods.rectified import deconvnet as deconvnet
+from jaxplain.methods.rectified import guided_backprop as guided_backprop
+from jaxplain.methods.rectified import unit_of as unit_of
 from jaxplain.methods.regression import kernel_shap as kernel_shap
 from jaxplain.methods.shapley import exact_shapley as exact_shapley
 from jaxplain.methods.shapley import shapley_sampling as shapley_sampling

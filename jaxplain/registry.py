@@ -22,6 +22,7 @@ from jaxplain.methods import contextual
 from jaxplain.methods.gradient import input_x_gradient, saliency
 from jaxplain.methods.path import expected_gradients, integrated_gradients
 from jaxplain.methods.perturbation import feature_ablation
+from jaxplain.methods.rectified import deconvnet, guided_backprop
 from jaxplain.methods.shapley import shapley_sampling
 from jaxplain.methods.smooth import smooth
 from jaxplain.methods.tokens import token_scores
@@ -44,6 +45,7 @@ class Method(NamedTuple):
         implementation_invariance: scores depend on the function f computes, not on how it does.
         needs_key: raises without `key`.
         needs_baselines: raises without `baselines`, a set of reference inputs.
+        needs_relu: raises where no ReLU is between x and f(x).
         takes_where: takes `where`, which rows of x are no padding.
         takes_units: takes `units`, which rows of x join to groups.
         takes_groups: takes `groups`, numbers of what is taken away together.
@@ -59,6 +61,7 @@ class Method(NamedTuple):
     implementation_invariance: bool = True
     needs_key: bool = False
     needs_baselines: bool = False
+    needs_relu: bool = False
     takes_where: bool = False
     takes_units: bool = False
     takes_groups: bool = False
@@ -135,6 +138,24 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 dummy=False,  # but for rounding
                 needs_key=True,
                 takes_groups=True,
+            ),
+            Method(
+                "guided_backprop",
+                guided_backprop,
+                "gradient that each ReLU lets through only where it is on and the signal positive",
+                linearity=False,
+                symmetry=False,
+                implementation_invariance=False,
+                needs_relu=True,
+            ),
+            Method(
+                "deconvnet",
+                deconvnet,
+                "gradient that each ReLU lets through only where the signal is positive",
+                linearity=False,
+                symmetry=False,
+                implementation_invariance=False,
+                needs_relu=True,
             ),
             Method(
                 "contextual_decomposition",
@@ -303,7 +324,8 @@ def _try(method: Method, bound: dict[str, Any]) -> None:
     }
     if method.needs_baselines:
         simple["baselines"] = np.zeros((1, 2), np.float32)
-    explain = functools.partial(method.function, jnp.sum, **simple)
+    toy = (lambda x: jnp.sum(jax.nn.relu(x))) if method.needs_relu else jnp.sum
+    explain = functools.partial(method.function, toy, **simple)
     try:
         jax.eval_shape(lambda: explain(jnp.zeros(2), key=jax.random.key(0)))
     except JaxplainError as error:

@@ -61,6 +61,12 @@ def tree(p, x):
     return jnp.tanh(a @ p["a"]) * jnp.sum(jnp.sin(b)) + c * jnp.sum(a**2)
 
 
+def relu(p, x):
+    """x `[5]`: one ReLU as a call, one as a maximum."""
+    h = jnp.maximum(x @ p["a"] + p["b"], 0)
+    return jax.nn.relu(h @ p["c"] + p["d"]) @ p["e"]
+
+
 SHAPES = {
     "mlp": (mlp, {"a": (5, 8), "b": (8,), "c": (8, 4), "d": (4,), "e": (4,)}, (5,)),
     "cnn": (
@@ -76,11 +82,13 @@ SHAPES = {
     ),
     "tree": (tree, {"a": (3,)}, {"a": (3,), "b": ((2, 2), ())}),
 }
+# For methods that need a ReLU, of which those above have none.
+WITH_RELU = {"relu": (relu, {"a": (5, 16), "b": (16,), "c": (16, 8), "d": (8,), "e": (8,)}, (5,))}
 
 
 def make(name: str, dtype: Any = "f4", seed: int = 0) -> Model:
     """The model called `name`, of O(1) weights and input drawn from `seed`."""
-    apply, params, x = SHAPES[name]
+    apply, params, x = (SHAPES | WITH_RELU)[name]
     draw = np.random.default_rng(seed)
     is_shape = lambda s: isinstance(s, tuple) and all(isinstance(n, int) for n in s)
 

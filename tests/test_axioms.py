@@ -23,9 +23,13 @@ def unoptimized():
 
 
 def claiming(claim):
-    names = [m.name for m in METHODS.values() if getattr(m, claim)]
-    models = pytest.mark.parametrize("model_name", small_models.SHAPES)
-    return lambda test: models(pytest.mark.parametrize("name", names)(test))
+    methods = [m for m in METHODS.values() if getattr(m, claim)]
+    pairs = [(m.name, model_name) for m in methods for model_name in models_of(m)]
+    return pytest.mark.parametrize(("name", "model_name"), pairs)
+
+
+def models_of(method):
+    return list(small_models.WITH_RELU if method.needs_relu else small_models.SHAPES)
 
 
 def explainer(name, x):
@@ -97,7 +101,7 @@ def test_what_f_ignores_scores_zero(name, model_name):
 
 @pytest.mark.parametrize("name", [m.name for m in METHODS.values() if not m.dummy])
 def test_what_f_ignores_scores_zero_but_for_rounding(name):
-    used, ignored = explained(name, "mlp")["f"].scores
+    used, ignored = explained(name, models_of(METHODS[name])[0])["f"].scores
     # Differences of equal activations, which a compiled program may round differently.
     assert np.abs(ignored).max() < 1e-6 * np.abs(used).max()
 
@@ -135,10 +139,10 @@ def test_what_f_treats_alike_scores_alike(name):
 
 def test_a_claim_not_made_is_caught_by_its_comparison():
     """So that the tests above can fail: magnitudes and variances are not linear."""
-    for name in ("saliency", "smoothgrad_squared", "vargrad"):
+    for name in ("saliency", "smoothgrad_squared", "vargrad", "guided_backprop", "deconvnet"):
         assert not METHODS[name].linearity
         with pytest.raises(AssertionError):
-            test_scores_of_a_sum_are_the_sum_of_scores(name, "mlp")
+            test_scores_of_a_sum_are_the_sum_of_scores(name, models_of(METHODS[name])[0])
     other = explained("saliency", "mlp")
     with pytest.raises(AssertionError):
         close(other["f"].scores, other["g"].scores, factor=20)

@@ -20,8 +20,8 @@ FIELDS = ("scores", "output", "standard_error")
 
 def batch_case(name, model_name="mlp", batch=8):
     """`explain(params, x, key)` of one example, and a batch of examples and keys."""
-    model = small_models.make(model_name)
     method = METHODS[name]
+    model = small_models.make("relu" if method.needs_relu else model_name)
     options = {"samples": 6} if "samples" in method.options else {}
     if method.needs_baselines:
         options["baselines"] = jax.tree.map(lambda v: jnp.stack([v * 0, v * 0 + 1]), model.x)
