@@ -9,9 +9,10 @@ word.
 For the bundled LSTM and layers 1, 3 and 6 of a Hugging Face BERT (minilm-sst2 below
 `JAXPLAIN_DATA` unless said), on short SST-2 sentences: two searches with keys of their own, and
 `--reference` steps of the published objective, with Adam at a learning rate that falls from 0.5 and
-sigma that starts low. A row tells how many sentences converged, and of those the largest difference
-of a word's sigma between the two searches, the lowest rank correlation, and the largest difference
-from the published objective's result, of words that are not at the cap.
+sigma that starts low. With one draw a step, as published, its last steps leave words of the LSTM up
+to 6% off by noise; `--draws 8` tells more. A row tells how many sentences converged, and of those
+the largest difference of a word's sigma between the two searches, the lowest rank correlation, and
+the largest difference from the published objective's result, of words that are not at the cap.
 
 Rates are per word, 0.1; of the last layer of BERT 0.001. A classifier that is sure of itself gives
 a last layer that moves little until noise turns the decision, and then by several spreads: at 0.1
@@ -123,9 +124,13 @@ def agreement(
         fall = optax.exponential_decay(0.5, options.reference, 1e-3)
         optimizer = optax.adam(fall)
 
+        def average(ratio, noise):
+            return jnp.mean(jax.vmap(loss, (None, 0))(ratio, noise))
+
         def step(state, key):
             ratio, memory = state
-            slope = jax.grad(loss)(ratio, jax.random.normal(key, x.shape))
+            noise = jax.random.normal(key, (options.draws, *x.shape))
+            slope = jax.grad(average)(ratio, noise)
             update, memory = optimizer.update(slope, memory)
             return (ratio + jnp.asarray(update), memory), None
 
@@ -186,12 +191,12 @@ def agreement(
 def main() -> None:
     options = parse(
         __doc__ or "", model="", only="", sentences=4, steps=20000,
-        samples=8, tolerance=0.0, reference=50000,
+        samples=8, tolerance=0.0, reference=50000, draws=1,
     )  # fmt: skip
     # Model, layer, rate, tolerance, tokens. The tolerance is what it takes to rank the words: those
     # of the LSTM differ little, and of few words one swap of two neighbours costs more than 0.02.
     cases = (
-        ("lstm", 1, 0.1, 0.005, (14, 20)),
+        ("lstm", 1, 0.1, 0.0075, (14, 20)),
         ("bert", 1, 0.1, 0.006, (8, 12)),
         ("bert", 3, 0.1, 0.01, (8, 12)),
         ("bert", 6, 0.001, 0.01, (8, 12)),
