@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxplain as jxp
-from jaxplain import JaxplainError
+from jaxplain import JaxplainError, cli
 from jaxplain.interpret import backward
 from tests import decomposed_models
 from tests.helpers import close, quick_compile
@@ -25,6 +25,11 @@ both = pytest.mark.parametrize("name", METHODS)
 def unoptimized():
     with quick_compile():
         yield
+
+
+def explained(f, x):
+    """By both methods, and plain."""
+    return jax.jit(lambda x: (jxp.guided_backprop(f, x), jxp.deconvnet(f, x), f(x)))(x)
 
 
 # A network of the papers' parts, and the papers' backward pass through it in plain loops.
@@ -86,17 +91,19 @@ def replica(name, p, x):
 
 
 @both
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_scores_are_the_papers(x64, name, seed):
-    p, x = draw(seed)
-    got = jax.jit(partial(METHODS[name], partial(score, p)))(jnp.asarray(x))
-    want = replica(name, p, x)
-    close(got.scores, want)
-    close(got.output, score(p, x))
-    assert np.isnan(got.gap)
-    other, plain = replica(next(m for m in METHODS if m != name), p, x), jax.grad(score, 1)(p, x)
-    for wrong in (other, plain):  # so that the test can fail
-        assert np.abs(want - wrong).max() > 0.1 * np.abs(want).max()
+def test_scores_are_the_papers(x64, name):
+    explain = jax.jit(lambda p, x: (METHODS[name](partial(score, p), x), score(p, x)))
+    gradient = jax.jit(jax.grad(score, 1))
+    for seed in range(3):
+        p, x = draw(seed)
+        got, output = explain(p, x)
+        want = replica(name, p, x)
+        close(got.scores, want)
+        close(got.output, output)
+        assert np.isnan(got.gap)
+        other = replica(next(m for m in METHODS if m != name), p, x)
+        for wrong in (other, gradient(p, x)):  # so that the test can fail
+            assert np.abs(want - wrong).max() > 0.1 * np.abs(want).max()
 
 
 def test_a_hidden_unit_is_explained_from_there_down(x64):
@@ -106,11 +113,11 @@ def test_a_hidden_unit_is_explained_from_there_down(x64):
     i, j, k = map(int, unit)
     want = np.zeros_like(x)
     want[i : i + 3, j : j + 3] = p["conv"][..., k]
-    for method in METHODS.values():
-        got = method(jxp.unit_of(h, (i, j, k)), jnp.asarray(x))
-        close(got.scores, want)
-        close(got.output, h(x)[unit])
-        close(method(jxp.unit_of(h, (i - 6, j, k - 3)), jnp.asarray(x)).scores, want)
+    guided, deconvolved, output = explained(jxp.unit_of(h, (i, j, k)), x)
+    close(guided.scores, want)
+    close(deconvolved.scores, want)
+    close(deconvolved.output, output)
+    assert output == h(x).max() == jxp.unit_of(h, (i - 6, j, k - 3))(x)
 
 
 def test_numbers_of_captums_own_tests():
@@ -124,9 +131,10 @@ def test_numbers_of_captums_own_tests():
 
     x = jnp.arange(16.0).reshape(4, 4)
     want = [[0, 1, 1, 1], [1, 3, 3, 2], [1, 3, 3, 2], [1, 2, 2, 1]]
-    assert jxp.guided_backprop(f, x).scores.tolist() == want
+    guided, deconvolved, _ = explained(f, x)
+    assert guided.scores.tolist() == want
     want = [[2, 3, 3, 1], [3, 5, 5, 2], [3, 5, 5, 2], [1, 2, 2, 1]]
-    assert jxp.deconvnet(f, x).scores.tolist() == want
+    assert deconvolved.scores.tolist() == want
 
 
 LAYERS = ("Dense", "Dense_relu", "Conv2D", "Conv2D_relu", "MaxPooling2D", "AveragePooling2D")
@@ -160,7 +168,7 @@ def test_numbers_of_innvestigates_own_tests(name, layer):
         return got.scores * got.output  # they start from the unit's value, and we from 1
 
     # A product of two float32 and a sum of 27, in another order than theirs.
-    got = jax.vmap(explain)(jnp.asarray(golden["x"]))
+    got = jax.jit(jax.vmap(explain))(jnp.asarray(golden["x"]))
     np.testing.assert_allclose(got, golden[f"{name}_{layer}"], rtol=2e-6, atol=2e-7)
 
 
@@ -224,15 +232,10 @@ def between(bend):
     return lambda x: jnp.vdot(weights, bend(x)) + jnp.sum(bend(-x))
 
 
-def explained(f):
-    """By both methods, and plain."""
-    return jax.jit(lambda x: (jxp.guided_backprop(f, x), jxp.deconvnet(f, x), f(x)))(X)
-
-
 @pytest.mark.parametrize("written", WRITTEN)
 def test_a_relu_is_one_however_it_is_written(written):
     f = between(WRITTEN[written])
-    guided, deconvolved, want = explained(f)
+    guided, deconvolved, want = explained(f, X)
     # By hand: 2, 1, -3, 4 and from -x, of which the signal is 1, where it is on.
     assert guided.scores.tolist() == [2, -1, 0, 0]
     # 2, 1, 0, 4 whatever is on, less 1 from -x.
@@ -244,7 +247,7 @@ def test_a_relu_is_one_however_it_is_written(written):
 def test_nothing_passes_above_a_ceiling(written):
     f = between(CLIPPED[written])
     f = lambda x, f=f: f(x) + 4 * CLIPPED[written](x)[2]  # wanted, now, and above its ceiling
-    guided, deconvolved, _ = explained(f)
+    guided, deconvolved, _ = explained(f, X)
     assert guided.scores.tolist() == [2, -1, 0, 0]
     assert deconvolved.scores.tolist() == [1, 0, -1, 3]
 
@@ -265,15 +268,17 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_other_functions_keep_their_gradient(other):
+def test_a_function_without_a_relu_is_refused(other):
     f = between(OTHERS[other])
     for name, method in METHODS.items():
         with pytest.raises(JaxplainError, match=f"{name} changes the gradient at ReLUs, and none"):
             method(f, X)
-    # And beside a ReLU, whose signal goes on through it.
-    below = lambda x: jnp.sum(jax.nn.relu(x))
-    both = lambda x: (jxp.guided_backprop(lambda x: below(x) + f(x), x).scores, jax.grad(f)(x))
-    got, want = jax.jit(both)(X)
+
+
+def test_other_functions_keep_their_gradient_beside_a_relu():
+    f = lambda x: sum(between(other)(x) for other in OTHERS.values())
+    both = lambda x: jxp.guided_backprop(lambda x: f(x) + jnp.sum(jax.nn.relu(x)), x).scores
+    got, want = jax.jit(lambda x: (both(x), jax.grad(f)(x)))(X)
     close(got - (X > 0), want)
 
 
@@ -310,6 +315,8 @@ def test_relus_of_models_are_counted_and_nothing_else_changes(name, relus):
     f = lambda x: jnp.ravel(model.f(x))[0]
     found, run = count(f, model.x)
     assert found == relus
+    if not relus:
+        return
     got, want = (jax.jit(jax.value_and_grad(g))(model.x) for g in (run, f))
     close(got, want)
 
@@ -363,6 +370,18 @@ def test_jit_vmap_and_eight_devices_equal_eager(name):
     close(got, want)
 
 
+def test_inside_shard_map_and_around_it():
+    p, x = jax.tree.map(lambda v: jnp.asarray(v, "f4"), draw(3))
+    f = lambda x: jnp.vdot(p["d"][:, 1], jax.nn.relu(jnp.maximum(x, 0) @ p["a"][:8]))
+    explain = lambda x: jxp.guided_backprop(f, x).scores
+    mesh, spec = Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data")
+    spread = lambda g: jax.shard_map(g, mesh=mesh, in_specs=spec, out_specs=spec)
+    rows = x[..., 0]
+    close(jax.jit(spread(jax.vmap(explain)))(rows), jax.jit(jax.vmap(explain))(rows))
+    with pytest.raises(JaxplainError, match="no rule reaches into shard_map: explain inside"):
+        jxp.guided_backprop(lambda x: jnp.sum(spread(jax.nn.relu)(x)), rows)
+
+
 @both
 def test_gradient_of_a_penalty_through_the_scores(x64, name):
     """Against finite differences: 1e-10 of truncation, 1e-16 / 1e-5 of rounding, some sums deep."""
@@ -394,6 +413,22 @@ def test_neither_is_linear_or_the_same_for_equal_functions():
     assert (
         jxp.deconvnet(lambda x: -g(x), jnp.ones(1)).scores != -jxp.deconvnet(g, jnp.ones(1)).scores
     )
+
+
+def test_methods_compose():
+    p, x = jax.tree.map(lambda v: jnp.asarray(v, "f4"), draw())
+    explain = jxp.smooth(jxp.guided_backprop, samples=3, chunk=2, level=1e-6)
+    got = jax.jit(lambda x, key: explain(partial(score, p), x, key=key))(x, key=jax.random.key(0))
+    # Noise of 1e-6 of the spread turns no unit on or off here.
+    close(got.scores, jxp.guided_backprop(partial(score, p), x).scores)
+
+
+def test_the_command_line_says_that_a_model_has_no_relu(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.call(["explain", "--method", "deconvnet", "--model", "lstm", "--limit", "1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: deconvnet changes the gradient at ReLUs, and none")
+    assert len(err.strip().splitlines()) == 1 and not list(tmp_path.glob("**/run.json"))
 
 
 # The rules under them.

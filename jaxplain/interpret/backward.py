@@ -130,12 +130,15 @@ def _rule(step: Step, rules: Rules) -> Rule | None:
 
 def _check(step: Step) -> None:
     """Refuse what holds a program that no rule would reach."""
-    if step.name in ("while", "shard_map", "pallas_call", "custom_vmap_call", "xla_pmap"):
+    hints = {
+        "while": "write it as lax.scan; lax.fori_loop is one if its bounds are known while tracing",
+        "shard_map": "explain inside of it instead, or leave it out of f",
+        "pallas_call": "leave it out of f, or write it in jax.numpy",
+        "custom_vmap_call": "leave out its jax.custom_batching.custom_vmap",
+    }
+    if step.name in hints:
         where = f" in {step.path}" if step.path else ""
-        raise JaxplainError(
-            f"no rule reaches into {step.name}{where}: write it as lax.scan (lax.fori_loop with "
-            "bounds that are known while tracing is one), or leave it out of f"
-        )
+        raise JaxplainError(f"no rule reaches into {step.name}{where}: {hints[step.name]}")
 
 
 def _count(plan: _Plan, counts: dict[str, int]) -> None:

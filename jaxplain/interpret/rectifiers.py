@@ -43,6 +43,7 @@ def _same(params: Mapping[str, Any], v: Sample) -> Sample:
     return v
 
 
+_VARYING = ("pvary", "pcast")  # inside shard_map, of constants too
 # What lines with corners are made of.
 _NUMPY: Mapping[str, Callable[..., Sample]] = {
     name: lambda params, *v, fn=fn: fn(*v)
@@ -60,7 +61,7 @@ _NUMPY: Mapping[str, Callable[..., Sample]] = {
         [np.asarray(which) == n for n in range(len(cases))], cases
     ),
 } | dict.fromkeys(
-    "broadcast_in_dim reshape squeeze expand_dims copy copy_p stop_gradient".split(), _same
+    (*patterns.MOVES - {"convert_element_type"}, "copy_p", "stop_gradient", *_VARYING), _same
 )  # fmt: skip
 _CANDIDATES = ("max", "min", "clamp", "select_n", "mul")
 _DEPTH = 32  # constants are made in fewer steps
@@ -289,7 +290,7 @@ def within(
 
 def _is_pointwise(program: Program) -> bool:
     return len(program.outputs) == 1 and all(
-        _is_pointwise(s.inner) if s.inner else s.name in patterns.POINTWISE_CALLS
+        _is_pointwise(s.inner) if s.inner else s.name in patterns.POINTWISE_CALLS | {*_VARYING}
         for s in program.steps
     )
 
