@@ -67,6 +67,7 @@ def limits(options: Any, job: Job) -> dict[str, float]:
     x, mask = (v[0] for v in job.batch(0.5))
     h = lambda params, x: jnp.sum(job.h(params, mask)(x))
     step = jax.jit(jax.grad(h, 1)).lower(job.model.params, x).cost_analysis()
+    assert step is not None
     shapes = (2048, x.shape[1]), (x.shape[1], 4 * x.shape[1])
     one, other = (np.ones(shape, np.float32) for shape in shapes)
     mine, theirs = (jnp.asarray(one), jnp.asarray(other)), (torch.tensor(one), torch.tensor(other))
