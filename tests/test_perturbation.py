@@ -14,10 +14,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jaxplain as jxp
 from jaxplain.types import JaxplainError
 from tests import small_models
-from tests.helpers import close, total, within_errors
+from tests.helpers import close, quick_compile, total, within_errors
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = ("mlp", "cnn", "attention")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unoptimized():
+    with quick_compile():
+        yield
+
+
+def explained(method, f, x, **options):
+    """Compiled whole: one operation at a time takes several times as long here."""
+    return jax.jit(lambda x: method(f, x, **options))(x)
 
 
 def multilayer(x):
@@ -40,7 +51,9 @@ PAIRED = np.array([0, 0, 1])
     ],
 )
 def test_ablation_of_captums_tests(x, options, want):
-    np.testing.assert_array_equal(jxp.feature_ablation(multilayer, x, **options).scores, want)
+    np.testing.assert_array_equal(
+        explained(jxp.feature_ablation, multilayer, x, **options).scores, want
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +65,7 @@ def test_ablation_of_captums_tests(x, options, want):
     ],
 )
 def test_occlusion_of_captums_tests(options, want):
-    np.testing.assert_array_equal(jxp.occlusion(multilayer, ROW, **options).scores, want)
+    np.testing.assert_array_equal(explained(jxp.occlusion, multilayer, ROW, **options).scores, want)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +78,7 @@ def test_occlusion_of_captums_tests(options, want):
     ],
 )
 def test_shapley_values_of_captums_tests(x, options, want):
-    got = jxp.exact_shapley(multilayer, x, **options)
+    got = explained(jxp.exact_shapley, multilayer, x, **options)
     np.testing.assert_allclose(got.scores, want, rtol=1e-6)  # the published digits
 
 
@@ -83,10 +96,12 @@ def test_captum_goldens(x64, name):
     @jax.vmap
     def explain(x, start):
         return {
-            "ablation": jxp.feature_ablation(f, x, baseline=start),
-            "grouped": jxp.feature_ablation(f, x, baseline=start, groups=groups),
-            "occlusion": jxp.occlusion(f, x, window=sizes[0], strides=sizes[1], baseline=start),
-            "shapley": jxp.exact_shapley(f, x, baseline=start, groups=groups),
+            "ablation": explained(jxp.feature_ablation, f, x, baseline=start),
+            "grouped": explained(jxp.feature_ablation, f, x, baseline=start, groups=groups),
+            "occlusion": explained(
+                jxp.occlusion, f, x, window=sizes[0], strides=sizes[1], baseline=start
+            ),
+            "shapley": explained(jxp.exact_shapley, f, x, baseline=start, groups=groups),
         }
 
     for key, got in explain(x, start).items():
@@ -120,7 +135,7 @@ def random_game(players, seed=0):
 @pytest.mark.parametrize("players", [1, 2, 5])
 def test_exact_shapley_is_the_mean_over_all_orders(players):
     f, worth = random_game(players)
-    got = jxp.exact_shapley(f, jnp.ones(players), chunk=7)
+    got = explained(jxp.exact_shapley, f, jnp.ones(players), chunk=7)
     close(got.scores, jnp.asarray(enumerated(worth, players), jnp.float32))
     assert abs(float(got.gap)) < 1e-5  # sums of 32 numbers of size 1 in float32
 
@@ -128,8 +143,8 @@ def test_exact_shapley_is_the_mean_over_all_orders(players):
 def test_the_marginal_game_is_the_mean_of_the_baseline_games():
     model = small_models.make("mlp")
     others = jnp.asarray(np.random.default_rng(3).normal(size=(4, 5)), jnp.float32)
-    got = jxp.exact_shapley(model.f, model.x, baselines=others, chunk=3)
-    each = [jxp.exact_shapley(model.f, model.x, baseline=b) for b in others]
+    got = explained(jxp.exact_shapley, model.f, model.x, baselines=others, chunk=3)
+    each = [explained(jxp.exact_shapley, model.f, model.x, baseline=b) for b in others]
     close(got.scores, jnp.mean(jnp.stack([a.scores for a in each]), 0))
     assert got.gap == pytest.approx(0, abs=1e-5)
     sampled = jxp.shapley_sampling(
@@ -176,8 +191,8 @@ def test_groups_over_a_tree_and_entries_of_nobody():
         * np.ones((1, 2), int),
     }
     for got in (
-        jxp.feature_ablation(f, x, groups=groups),
-        jxp.exact_shapley(f, x, groups=groups),
+        explained(jxp.feature_ablation, f, x, groups=groups),
+        explained(jxp.exact_shapley, f, x, groups=groups),
         jxp.shapley_sampling(f, x, groups=groups, key=jax.random.key(0)),
     ):
         # a[1] stays, whoever else does: nobody's worth is 2 * 0 + 0, and the one group's all.
@@ -192,9 +207,9 @@ def test_chunks_change_nothing():
     @partial(jax.jit, static_argnums=0)
     def explain(chunk, x):
         return [
-            jxp.feature_ablation(model.f, x, chunk=chunk),
-            jxp.exact_shapley(model.f, x, chunk=chunk),
-            jxp.occlusion(model.f, x, chunk=chunk),
+            explained(jxp.feature_ablation, model.f, x, chunk=chunk),
+            explained(jxp.exact_shapley, model.f, x, chunk=chunk),
+            explained(jxp.occlusion, model.f, x, chunk=chunk),
             jxp.shapley_sampling(model.f, x, key=key, samples=6, chunk=chunk),
         ]
 
@@ -239,7 +254,7 @@ def test_eight_devices_equal_one():
     explain = jax.jit(
         jax.vmap(
             lambda x, key: (
-                jxp.occlusion(model.f, x, window=4).scores,
+                explained(jxp.occlusion, model.f, x, window=4).scores,
                 jxp.shapley_sampling(model.f, x, groups=groups, key=key, samples=4).scores,
             )
         )
@@ -289,7 +304,7 @@ def test_refused_in_one_line(call, words):
 def test_values_add_up():
     model = small_models.make("attention")
     groups = np.arange(6)[:, None]
-    got = jxp.exact_shapley(model.f, model.x, groups=groups)
+    got = explained(jxp.exact_shapley, model.f, model.x, groups=groups)
     assert got.scores.shape == (6, 1)
     want = float(model.f(model.x) - model.f(jnp.zeros_like(model.x)))
     assert total(got.scores) == pytest.approx(want, abs=1e-5)
@@ -298,10 +313,10 @@ def test_values_add_up():
 @pytest.mark.parametrize("players", [1, 2, 3, 7])
 def test_kernel_shap_of_all_coalitions_is_exact(players):
     f, _ = random_game(players)
-    got = jxp.kernel_shap(f, jnp.ones(players), key=jax.random.key(0))
+    got = explained(jxp.kernel_shap, f, jnp.ones(players), key=jax.random.key(0))
     assert int(got.samples) == 2**players - 2
     # A system of up to 6 unknowns in float32, of condition below 10.
-    close(got.scores, jxp.exact_shapley(f, jnp.ones(players)).scores, factor=5)
+    close(got.scores, explained(jxp.exact_shapley, f, jnp.ones(players)).scores, factor=5)
     np.testing.assert_array_equal(got.standard_error, 0)
     assert abs(float(got.gap)) < 1e-5
 
@@ -315,7 +330,7 @@ def test_kernel_shap_of_captums_tests():
 
 def test_kernel_shap_is_right_within_errors_that_are_right():
     f, _ = random_game(8, seed=2)
-    want = np.asarray(jxp.exact_shapley(f, jnp.ones(8)).scores)
+    want = np.asarray(explained(jxp.exact_shapley, f, jnp.ones(8)).scores)
     run = jax.jit(jax.vmap(lambda key: jxp.kernel_shap(f, jnp.ones(8), key=key, samples=120)))
     found = run(jax.random.split(jax.random.key(0), 300))
     away = (np.asarray(found.scores) - want) / np.asarray(found.standard_error)
@@ -330,8 +345,12 @@ def test_kernel_shap_is_right_within_errors_that_are_right():
 def test_kernel_shap_of_the_marginal_game():
     model = small_models.make("mlp")
     others = jnp.asarray(np.random.default_rng(3).normal(size=(4, 5)), jnp.float32)
-    got = jxp.kernel_shap(model.f, model.x, key=jax.random.key(0), baselines=others)
-    close(got.scores, jxp.exact_shapley(model.f, model.x, baselines=others).scores, factor=5)
+    got = explained(jxp.kernel_shap, model.f, model.x, key=jax.random.key(0), baselines=others)
+    close(
+        got.scores,
+        explained(jxp.exact_shapley, model.f, model.x, baselines=others).scores,
+        factor=5,
+    )
 
 
 @pytest.mark.parametrize(
