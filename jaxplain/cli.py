@@ -248,6 +248,7 @@ def list_methods() -> int:
         marks = [mark for mark, yes in (("complete", method.complete),) if yes]
         marks += ["samples: see --seed"] * method.needs_key
         marks += ["needs references: see --background"] * method.needs_baselines
+        marks += ["needs a model with ReLUs"] * method.needs_relu
         print(name + (f"  ({'; '.join(marks)})" if marks else ""))
         print(f"    {method.summary}")
         settings = defaults(name)
