@@ -1,0 +1,277 @@
+"""Owen values: Shapley values of players who come in unions, and join union by union.
+
+Letters: `M` players: groups of inputs, or single ones. `[...]` is the shape of one leaf of x.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxplain.interpret.compat import is_traced
+from jaxplain.methods.coalitions import game, many
+from jaxplain.methods.path import Baseline
+from jaxplain.methods.sampling import moments, wide
+from jaxplain.types import (
+    Array,
+    Attribution,
+    JaxplainError,
+    PyTree,
+    SampledAttribution,
+    ScalarFunction,
+    check_key,
+)
+
+MOST = 2**16  # coalitions that are all evaluated
+
+
+def exact_owen(
+    f: ScalarFunction,
+    x: PyTree,
+    *,
+    key: Array | None = None,
+    baseline: Baseline = None,
+    baselines: PyTree | None = None,
+    groups: PyTree | None = None,
+    unions: np.ndarray,
+    chunk: int | None = None,
+) -> Attribution:
+    """Owen values by all coalitions that unions allow: exact.
+
+    Players who belong together (words of a sentence, pixels of a region) join one after the other,
+    with nobody else between them: a value is what a player adds, averaged over all orders that keep
+    every union together. A union's values sum to the Shapley value of the union as one player.
+    Where all players are in one union, or each in its own, they are Shapley values.
+
+    Unions may hold unions, which are then kept together too (a level structure: Winter values); a
+    tree of unions in pairs is the hierarchy of `shap`'s Partition explainer.
+
+    Args:
+        f: `x -> []`, one score.
+        x: `[...]`, one example, any pytree of float arrays; batch with `jax.vmap`.
+        key: ignored; the method is deterministic.
+        baseline: as in `integrated_gradients`; default zeros. As `baselines`: see `exact_shapley`.
+        baselines: x's tree, `[K, ...]`.
+        groups: as in `feature_ablation`; None makes every entry a player.
+        unions: `[M]` whole numbers: which union a player is in. Players are in the order of their
+            groups' numbers, or of x's flattened entries. Or `[L, M]`, coarsest first: players are
+            together in a union where this row and all rows above agree.
+        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, and M numbers
+            for each coalition.
+
+    Returns:
+        scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
+        the value of its group. gap is rounding: the sum of all players' values less f(x) - f of
+        nobody. Cost: a forward pass for each coalition, times K with `baselines`: for U unions of S
+        players, 2^U + U 2^(U-1) (2^S - 2); for M players in a balanced tree of pairs, about M^2.
+
+    Raises:
+        JaxplainError: more than 65,536 coalitions, with how many; unions that are not whole numbers
+            known beforehand, or not one for each player; as `feature_ablation`; baseline and
+            baselines both.
+
+    References: Owen, Values of Games with a Priori Unions, 1977,
+        https://doi.org/10.1007/978-3-642-45494-3_7
+        Winter, A Value for Cooperative Games with Levels Structure of Cooperation, 1989,
+        https://doi.org/10.1007/BF01268147
+
+    >>> import jax.numpy as jnp, numpy as np
+    >>> f = lambda x: x[0] * x[1] * x[2]
+    >>> pair_and_one = np.array([0, 0, 1])
+    >>> exact_owen(f, jnp.array([2.0, 3.0, 4.0]), unions=pair_and_one).scores.tolist()
+    [6.0, 6.0, 12.0]
+    """
+    del key
+    table = game(f, x, groups=groups, baseline=baseline, baselines=baselines, chunk=chunk)
+    levels = _levels(unions, table.players)
+    cost = _cost(levels)
+    if cost > MOST:
+        raise JaxplainError(
+            f"{table.players} players in these unions have {_round(cost)} coalitions, a "
+            f"forward pass each, above {MOST}: use owen_sampling, or smaller unions in more levels"
+        )
+    held, weight = _coalitions(levels)
+    rows = jnp.asarray(held)
+    worth = many(lambda i: table.worth(rows[i]), len(held), table.chunk)
+    # About nobody's worth: f's level, that all coalitions share, would only cost digits.
+    values = jnp.sum(jnp.asarray(weight, worth.dtype) * (worth - table.nothing)[:, None], axis=0)
+    return Attribution(table.scores(x, values), table.whole, table.gap(values))
+
+
+def owen_sampling(
+    f: ScalarFunction,
+    x: PyTree,
+    *,
+    key: Array | None = None,
+    baseline: Baseline = None,
+    baselines: PyTree | None = None,
+    groups: PyTree | None = None,
+    unions: np.ndarray,
+    samples: int = 32,
+    chunk: int | None = None,
+) -> SampledAttribution:
+    """Owen values by random orders that keep unions together: see `exact_owen`.
+
+    Orders come in pairs, one the other backwards, as in `shapley_sampling`.
+
+    Args:
+        f: `x -> []`, one score.
+        x: `[...]`, one example, any pytree of float arrays; batch with `jax.vmap`.
+        key: consumed.
+        baseline: as in `integrated_gradients`; default zeros. As `baselines`: see `exact_shapley`.
+        baselines: x's tree, `[K, ...]`.
+        groups: as in `feature_ablation`; None makes every entry a player.
+        unions: `[M]` or `[L, M]`, as in `exact_owen`.
+        samples: orders, an even number of at least 4. The standard error falls with its root.
+        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, whatever M and
+            `samples` are.
+
+    Returns:
+        scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
+        the value of its group; standard_error the same, from how pairs of orders differ; gap is
+        rounding: each order's values sum to f(x) - f of nobody. Cost: samples (M - 1) + 2 forward
+        passes, times K with `baselines`.
+
+    Raises:
+        JaxplainError: no key; samples odd or below 4; unions as in `exact_owen`; as
+            `feature_ablation`; baseline and baselines both.
+
+    References: as `exact_owen`, and Mitchell, Cooper, Frank, Holmes, Sampling Permutations for
+        Shapley Value Estimation, 2022, https://arxiv.org/abs/2104.12199 (antithetic orders)
+
+    >>> import jax, jax.numpy as jnp, numpy as np
+    >>> f, x = lambda x: x[0] * x[1] + x[2], jnp.array([2.0, 3.0, 4.0])
+    >>> owen_sampling(f, x, unions=np.array([0, 0, 1]), key=jax.random.key(0)).scores.tolist()
+    [3.0, 3.0, 4.0]
+    """
+    key = check_key("owen_sampling", key)
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 4 or samples % 2:
+        raise JaxplainError(
+            f"samples must be an even number of at least 4, not {samples!r}: orders come in pairs"
+        )
+    table = game(f, x, groups=groups, baseline=baseline, baselines=baselines, chunk=chunk)
+    m = table.players
+    levels = _levels(unions, m)
+    count = 2 * (m - 1)  # coalitions of a pair of orders, but for nobody and all
+
+    def pair(i):
+        if not count:
+            return (wide(table.whole) - table.nothing)[None]
+        order = _order(jax.random.fold_in(key, i), levels)
+        place = jnp.zeros(m, jnp.int32).at[order].set(jnp.arange(m, dtype=jnp.int32))
+        places = jnp.stack([place, m - 1 - place])
+        joined = lambda j: table.worth(places[j // (m - 1)] <= j % (m - 1))
+        between = many(joined, count, table.chunk).reshape(2, m - 1)
+        ends = [jnp.full((2, 1), v, between.dtype) for v in (table.nothing, table.whole)]
+        steps = jnp.diff(jnp.concatenate([ends[0], between, ends[1]], axis=1), axis=1)
+        return jnp.mean(jnp.take_along_axis(steps, places, axis=1), axis=0)
+
+    drawn = moments(pair, samples // 2, max(1, table.chunk // max(count, 1)))
+    values, error = drawn.mean, drawn.standard_error()
+    return SampledAttribution(
+        table.scores(x, values),
+        table.whole,
+        table.gap(values),
+        table.scores(x, error),
+        jnp.int32(samples),
+    )
+
+
+def _levels(unions: np.ndarray, players: int) -> np.ndarray:
+    """`[L + 1, M]`: unions from 0 in each level, each level within the one above, then players."""
+    if is_traced(unions) or not np.issubdtype(np.asarray(unions).dtype, np.integer):
+        kind = "traced" if is_traced(unions) else str(np.asarray(unions).dtype)
+        raise JaxplainError(
+            f"unions must be whole numbers that are known beforehand, not {kind}: they decide what "
+            "is compiled"
+        )
+    rows = np.asarray(unions)
+    rows = rows[None] if rows.ndim == 1 else rows
+    if rows.ndim != 2 or rows.shape[1] != players:
+        raise JaxplainError(
+            f"unions has shape {list(np.shape(unions))}, and needs one number for each player: "
+            f"[{players}], or [L, {players}] for levels"
+        )
+    rows = np.concatenate([rows, np.arange(players)[None]])
+    each = range(1, len(rows) + 1)
+    return np.stack([np.unique(rows[:n], axis=1, return_inverse=True)[1].ravel() for n in each])
+
+
+def _children(levels: np.ndarray, members: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """The parts that the first level splits the members into, and the levels below.
+
+    Levels that do not split them are skipped: they would only add coalitions that are known.
+    """
+    while len(levels) > 1 and len(np.unique(levels[0][members])) == 1:
+        levels = levels[1:]
+    names = levels[0][members]
+    return [members[names == name] for name in np.unique(names)], levels[1:]
+
+
+def _cost(levels: np.ndarray) -> int:
+    """How many coalitions there are, without listing them."""
+
+    def inside(levels, members):
+        if len(members) == 1:
+            return 0
+        parts, below = _children(levels, members)
+        return 2 ** len(parts) - 2 + 2 ** (len(parts) - 1) * sum(inside(below, p) for p in parts)
+
+    return 2 + inside(levels, np.arange(levels.shape[1]))
+
+
+def _coalitions(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The coalitions `[E, M]` that orders can lead to, and each one's weights `[E, M]` in values.
+
+    A union's place among the parts of its own union is a Shapley value's; along the levels, the
+    shares of contexts multiply.
+    """
+    players = levels.shape[1]
+    found: dict[bytes, int] = {}
+    rows: list[np.ndarray] = []
+    entries: list[tuple[int, int, float]] = []
+
+    def number(held):
+        if (name := held.tobytes()) not in found:
+            found[name] = len(rows)
+            rows.append(held)
+        return found[name]
+
+    def visit(levels, members, context, share):
+        parts, below = _children(levels, members)
+        n = len(parts)
+        for at, part in enumerate(parts):
+            others = parts[:at] + parts[at + 1 :]
+            for chosen in range(2 ** (n - 1)):
+                held = context.copy()
+                for bit, other in enumerate(others):
+                    held[other] = chosen >> bit & 1
+                here = share / (n * math.comb(n - 1, chosen.bit_count()))
+                if len(part) > 1:
+                    visit(below, part, held, here)
+                    continue
+                entries.append((number(held), part[0], -here))
+                held = held.copy()
+                held[part] = True
+                entries.append((number(held), part[0], here))
+
+    visit(levels, np.arange(players), np.zeros(players, bool), 1.0)
+    weight = np.zeros((len(rows), players))
+    at, player, share = zip(*entries, strict=True)
+    np.add.at(weight, (np.array(at), np.array(player)), np.array(share))
+    return np.stack(rows), weight
+
+
+def _order(key: Array, levels: np.ndarray) -> Array:
+    """A random order of the players `[M]` that keeps every union together."""
+    keys = jax.random.split(key, len(levels))
+    ranks = [
+        jax.random.permutation(k, int(level.max()) + 1)[level]
+        for k, level in zip(keys, levels, strict=True)
+    ]
+    return jnp.lexsort(ranks[::-1])  # by the coarsest first
+
+
+def _round(cost: int) -> str:
+    return str(cost) if cost < 10**6 else f"over 10^{int(math.log10(cost))}"
