@@ -137,4 +137,5 @@ def _pairs(held: np.ndarray, worth: Array, share: np.ndarray) -> Array:
 
     parted = both(inside, outside, 1)
     sums = both(inside, inside, 2) + both(outside, outside, 0) - parted - parted.T
+    sums = (sums + sums.T) / 2  # which are equal, but for how they were rounded
     return jnp.where(jnp.eye(held.shape[1], dtype=bool), 0, sums)

@@ -166,7 +166,7 @@ def _ridge(held: Array, weight: Array, worth: Array, alpha: float) -> _Fit:
     """
     mean = lambda v: (weight / jnp.sum(weight)) @ v
     around = mean(held)
-    columns, moved = held - around, worth - mean(worth)
+    columns, moved = held - around[None], worth - mean(worth)
     dot = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
     gram = dot(columns.T, weight[:, None] * columns)
     m = gram.shape[0]
@@ -175,12 +175,13 @@ def _ridge(held: Array, weight: Array, worth: Array, alpha: float) -> _Fit:
     # What a column keeps beside those before it, of 1; rounding alone would leave some eps.
     kept = jnp.diag(factor[0]) ** 2 / jnp.diag(system)
     eps = jnp.finfo(gram.dtype).eps
-    sound = jnp.all(kept > 10 * m * eps) & (jnp.sum(weight[1:]) > eps)
+    some = jnp.max(jnp.diag(gram)) > eps * jnp.sum(weight)  # inputs other than x weigh something
+    sound = some & jnp.all(kept > 10 * m * eps)
     slopes = jax.scipy.linalg.cho_solve(factor, dot(columns.T, weight * moved))
     left = moved - dot(columns, slopes)
     # Each drawn row's part in the equations that slopes solve; their spread moves the solution.
     parts = ((weight * left)[:, None] * columns)[1:]
-    parts = parts - jnp.mean(parts, axis=0)
+    parts = parts - jnp.mean(parts, axis=0, keepdims=True)
     inverse = jax.scipy.linalg.cho_solve(factor, jnp.eye(m, dtype=gram.dtype))
     n = len(worth)
     spare = n - 1 - jnp.sum(inverse * gram)  # degrees of freedom that the fit leaves
