@@ -96,7 +96,7 @@ def epsilon_plus(eps: float = 1e-6) -> Rules:
 
     References: as `epsilon_gamma_box`.
     """
-    return _table(epsilon(eps), epsilon(eps), conv_general_dilated=z_plus())
+    return _table(epsilon(eps), conv_general_dilated=z_plus())
 
 
 def epsilon_plus_flat(eps: float = 1e-6) -> Rules:
@@ -109,7 +109,7 @@ def epsilon_alpha2_beta1(eps: float = 1e-6) -> Rules:
 
     References: as `epsilon_gamma_box`.
     """
-    return _table(epsilon(eps), epsilon(eps), conv_general_dilated=alpha_beta(2, 1))
+    return _table(epsilon(eps), conv_general_dilated=alpha_beta(2, 1))
 
 
 def epsilon_alpha2_beta1_flat(eps: float = 1e-6) -> Rules:
@@ -132,7 +132,7 @@ def epsilon_gamma_box(low: Any, high: Any, eps: float = 1e-6, rate: float = 0.25
         https://arxiv.org/abs/1910.09840
     """
     rules = {"conv_general_dilated": gamma(rate), "first": z_box(low, high)}
-    return _table(epsilon(eps), epsilon(eps), **rules)
+    return _table(epsilon(eps), **rules)
 
 
 def deep_taylor(low: Any = None, high: Any = None) -> Rules:

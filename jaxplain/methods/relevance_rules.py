@@ -191,17 +191,23 @@ def z_box(low: Any, high: Any) -> Rule:
 def identity(layer: Layer, inputs: Arrays, outputs: Arrays, relevance: Arrays) -> Arrays:
     """All that comes to an element of the output goes to that element of the input. Conserves.
 
-    For functions of one element each. An input that is multiplied with 0 gets nothing.
+    For functions of one element each, and for layers with as many outputs as inputs. An input that
+    is multiplied with a constant 0 gets nothing.
     """
     ((x,), (r,)) = inputs, relevance
-    if layer.map is not None:
+    if layer.kind == "scale" and layer.map is not None:
         made = layer.map()
         r = jnp.where(made.weight == 0, 0, made.aligned(r))
-    if r.shape == x.shape:
-        return [r.astype(x.dtype)]
-    if r.ndim != x.ndim and x.ndim:
+    if r.size == x.size:
         return [r.reshape(x.shape).astype(x.dtype)]
-    return list(jax.vjp(lambda x: jnp.broadcast_to(x, r.shape), x)[1](r.astype(x.dtype)))
+    try:
+        back = jax.vjp(lambda x: jnp.broadcast_to(x, r.shape), x)[1]
+    except ValueError:
+        raise JaxplainError(
+            f"identity hands on element by element, and {layer.name} makes {list(r.shape)} of "
+            f"{list(x.shape)}: take epsilon() there"
+        ) from None
+    return list(back(r.astype(x.dtype)))
 
 
 def derivative(layer: Layer, inputs: Arrays, outputs: Arrays, relevance: Arrays) -> Arrays:
