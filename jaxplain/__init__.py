@@ -5,6 +5,7 @@ from jaxplain import transformed as transformed
 from jaxplain.interpret.parts import Missing as Missing
 from jaxplain.interpret.parts import MissingRule as MissingRule
 from jaxplain.methods import contextual as contextual
+from jaxplain.methods import deeplift as deeplift
 from jaxplain.methods import groups as groups
 from jaxplain.methods.concepts import ConceptInformation as ConceptInformation
 from jaxplain.methods.concepts import concept_information as concept_information
@@ -19,6 +20,9 @@ from jaxplain.methods.contextual import hold as hold
 from jaxplain.methods.contextual import lstm_rules as lstm_rules
 from jaxplain.methods.contextual import missing as missing
 from jaxplain.methods.contextual import named as named
+from jaxplain.methods.deeplift import DEEP_LIFT as DEEP_LIFT
+from jaxplain.methods.deeplift import deep_lift as deep_lift
+from jaxplain.methods.deeplift import deep_shap as deep_shap
 from jaxplain.methods.gradient import input_x_gradient as input_x_gradient
 from jaxplain.methods.gradient import saliency as saliency
 from jaxplain.methods.information import WordInformation as WordInformation

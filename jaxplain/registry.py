@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxplain import baselines
 from jaxplain.methods import contextual
+from jaxplain.methods.deeplift import DEEP_LIFT, deep_lift, deep_shap
 from jaxplain.methods.gradient import input_x_gradient, saliency
 from jaxplain.methods.path import expected_gradients, integrated_gradients
 from jaxplain.methods.perturbation import feature_ablation
@@ -49,6 +50,7 @@ class Method(NamedTuple):
         takes_where: takes `where`, which rows of x are no padding.
         takes_units: takes `units`, which rows of x join to groups.
         takes_groups: takes `groups`, numbers of what is taken away together.
+        rules: the tables that its option `rules` may name.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Method(NamedTuple):
     takes_where: bool = False
     takes_units: bool = False
     takes_groups: bool = False
+    rules: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -72,6 +75,16 @@ class Method(NamedTuple):
         return tuple(options(self))
 
 
+_DECOMPOSITIONS: Mapping[str, contextual.Rules] = MappingProxyType(
+    {
+        "acd": contextual.CD_ACD,
+        "lstm": contextual.CD_LSTM,
+        "shapley": contextual.CD_SHAPLEY,
+        "transformer": contextual.CD_TRANSFORMER,
+        "transformer_qk": contextual.CD_TRANSFORMER_QK,
+    }
+)
+_RESCALE = MappingProxyType({"rescale": DEEP_LIFT})
 _GRADIENT = functools.partial(saliency, absolute=False)
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -124,6 +137,25 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 needs_key=True,
             ),
             Method(
+                "deep_lift",
+                deep_lift,
+                "differences from a baseline, handed back through every step: parts that add up",
+                complete=True,
+                symmetry=False,
+                implementation_invariance=False,
+                rules=_RESCALE,
+            ),
+            Method(
+                "deep_shap",
+                deep_shap,
+                "DeepLIFT averaged over a set of baselines",
+                complete=True,
+                symmetry=False,
+                implementation_invariance=False,
+                needs_baselines=True,
+                rules=_RESCALE,
+            ),
+            Method(
                 "feature_ablation",
                 feature_ablation,
                 "what the score loses when each input is replaced by the baseline",
@@ -165,6 +197,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 linearity=False,
                 implementation_invariance=False,
                 takes_where=True,
+                rules=_DECOMPOSITIONS,
             ),
         )
     }
@@ -172,16 +205,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 BASELINES: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"blur": baselines.blur, "mean": baselines.mean, "zeros": baselines.zeros}
-)
-
-RULES: Mapping[str, contextual.Rules] = MappingProxyType(
-    {
-        "acd": contextual.CD_ACD,
-        "lstm": contextual.CD_LSTM,
-        "shapley": contextual.CD_SHAPLEY,
-        "transformer": contextual.CD_TRANSFORMER,
-        "transformer_qk": contextual.CD_TRANSFORMER_QK,
-    }
 )
 
 # Arrays of one example or of a data set, and what a method's name already says.
@@ -214,8 +237,8 @@ def options(method: Method | str) -> dict[str, tuple[Any, Any]]:
 def configure(name: Method | str, options: Mapping[str, Any] = MappingProxyType({})) -> Explainer:
     """Bind `options` to a method, or the one called `name`, reading strings as their option's type.
 
-    A baseline may be "zeros", "mean", "blur" or a number in a string, rules the name of a table in
-    `RULES`, or either anything the method takes.
+    A baseline may be "zeros", "mean", "blur" or a number in a string, rules the name of one of the
+    method's tables, or either anything the method takes.
     `baselines`, where the method needs them, may be among the options or bound later.
 
     Raises:
@@ -235,7 +258,7 @@ def configure(name: Method | str, options: Mapping[str, Any] = MappingProxyType(
             takes = f"it takes {_listed(known)}" if known else "it takes none"
             raise JaxplainError(f"{name} has no option {option!r}; {takes}")
         else:
-            bound[option] = _read(name, option, value, known[option][1])
+            bound[option] = _read(name, option, value, known[option][1], method.rules)
     _try(method, bound)
     return functools.partial(method.function, **bound)
 
@@ -247,12 +270,12 @@ def _listed(names: Any) -> str:
     return ", ".join(sorted(names))
 
 
-def _read(name: str, option: str, value: Any, annotation: Any) -> Any:
+def _read(name: str, option: str, value: Any, annotation: Any, rules: Mapping) -> Any:
     """`value` as `annotation` has it, parsed if it is a string."""
     if option == "baseline":
         return _read_baseline(name, value)
     if option == "rules":
-        return _read_rules(name, value)
+        return _read_rules(name, value, rules)
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
         if value in choices:
@@ -284,12 +307,12 @@ def _read_baseline(name: str, value: Any) -> Any:
         ) from None
 
 
-def _read_rules(name: str, value: Any) -> contextual.Rules:
+def _read_rules(name: str, value: Any, rules: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
-    if isinstance(value, str) and value in RULES:
-        return RULES[value]
-    raise JaxplainError(f"{name}: rules must be one of {_listed(RULES)}, not {value!r}")
+    if isinstance(value, str) and value in rules:
+        return rules[value]
+    raise JaxplainError(f"{name}: rules must be one of {_listed(rules)}, not {value!r}")
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
@@ -323,7 +346,7 @@ def _try(method: Method, bound: dict[str, Any]) -> None:
         k: v for k, v in bound.items() if isinstance(v, bool | int | float | None)
     }
     if method.needs_baselines:
-        simple["baselines"] = np.zeros((1, 2), np.float32)
+        simple["baselines"] = np.zeros((2, 2), np.float32)
     toy = (lambda x: jnp.sum(jax.nn.relu(x))) if method.needs_relu else jnp.sum
     explain = functools.partial(method.function, toy, **simple)
     try:

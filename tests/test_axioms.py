@@ -79,7 +79,10 @@ def test_scores_sum_to_the_difference(name, model_name):
     model = small_models.make(model_name)
     if not METHODS[name].needs_key:
         got = explained(name, model_name)["f"]
-        difference = model.f(model.x) - model.f(jax.tree.map(jnp.zeros_like, model.x))
+        starts = explainer(name, model.x).keywords.get("baselines")
+        if starts is None:
+            starts = jax.tree.map(lambda v: jnp.zeros((1, *v.shape)), model.x)
+        difference = model.f(model.x) - jnp.mean(jax.vmap(model.f)(starts))
         close(got.gap + difference, difference, factor=5)
         close(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(got.scores)), difference, factor=5)
         return

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxplain.interpret import rules
@@ -72,49 +73,43 @@ def _pick(operation: Operation, x: Parts) -> Parts:
 
 def _pool(operation: Operation, x: Parts) -> Parts:
     """Maximum over windows; of equal elements, the first in reading order."""
-    p = operation.params
-    if any(n != 1 for n in p["base_dilation"]):
+    best, place = winners(operation.params, x.total)
+    picked = lambda v: pick(operation.params, v, place)
+    return each(picked, x) if x.bias is not None else Parts(picked(x.relevant), best)
+
+
+def winners(params: Mapping[str, Any], x: Array) -> tuple[Array, Array]:
+    """The maximum of each window, and where in the window it is: of equals, the first."""
+    if any(n != 1 for n in params["base_dilation"]):
         raise NoRule("dilated max-pooling has no rule: give one for 'reduce_window_max'")
-    size = 1
-    for n in p["window_dimensions"]:
-        size *= n
-    lowest = jnp.asarray(-jnp.inf, x.total.dtype)
-    edges = [(lo, hi, 0) for lo, hi in p["padding"]]
-    total = lax.pad(x.total, lowest, edges)
-    spans = [
-        (n - 1) * d + 1 for n, d in zip(p["window_dimensions"], p["window_dilation"], strict=True)
-    ]
-    counts = [
-        (n - s) // t + 1 for n, s, t in zip(total.shape, spans, p["window_strides"], strict=True)
-    ]
-
-    def views(v: Array) -> Iterable[Array]:
-        """The elements at each place of the window, for all windows at once."""
-        for place in range(size):
-            start, rest = [], place
-            for n, d in zip(p["window_dimensions"][::-1], p["window_dilation"][::-1], strict=True):
-                start.insert(0, rest % n * d)
-                rest //= n
-            stop = [
-                s + (c - 1) * t + 1
-                for s, c, t in zip(start, counts, p["window_strides"], strict=True)
-            ]
-            yield lax.slice(v, start, stop, p["window_strides"])
-
     # Not by equality with the maximum: compilers may round copies of one value differently.
-    first, *others = views(total)
+    first, *others = _views(params, x, -jnp.inf)
     best, place = first, jnp.zeros(first.shape, jnp.int32)
     for n, view in enumerate(others, 1):
         place = jnp.where(view > best, n, place)
         best = jnp.maximum(best, view)
+    return best, place
 
-    def picked(v: Array) -> Array:
-        out, *others = views(lax.pad(v, jnp.zeros((), v.dtype), edges))
-        for n, view in enumerate(others, 1):
-            out = jnp.where(place == n, view, out)
-        return out
 
-    return each(picked, x) if x.bias is not None else Parts(picked(x.relevant), best)
+def pick(params: Mapping[str, Any], x: Array, place: Array) -> Array:
+    """Of each window, the element at its place."""
+    out, *others = _views(params, x, 0)
+    for n, view in enumerate(others, 1):
+        out = jnp.where(place == n, view, out)
+    return out
+
+
+def _views(params: Mapping[str, Any], x: Array, edge: float) -> Iterable[Array]:
+    """The elements at each place of the window, for all windows at once."""
+    x = lax.pad(x, jnp.asarray(edge, x.dtype), [(lo, hi, 0) for lo, hi in params["padding"]])
+    window, strides = params["window_dimensions"], params["window_strides"]
+    dilation = params["window_dilation"]
+    spans = [(n - 1) * d + 1 for n, d in zip(window, dilation, strict=True)]
+    counts = [(n - s) // t + 1 for n, s, t in zip(x.shape, spans, strides, strict=True)]
+    for place in np.ndindex(*window):
+        start = [n * d for n, d in zip(place, dilation, strict=True)]
+        stop = [s + (c - 1) * t + 1 for s, c, t in zip(start, counts, strides, strict=True)]
+        yield lax.slice(x, start, stop, strides)
 
 
 def _structure(operation: Operation, operands: list, zero: list[bool], table: Rules) -> Any:
