@@ -236,14 +236,14 @@ def test_interactions_in_closed_form(f, index, want):
 
 
 def test_main_effects_and_halves_of_pairs_are_shapley_values():
-    model = small_models.make("attention")
+    model = small_models.make("mlp")
     others = jnp.stack([0 * model.x, 0.5 + 0 * model.x])
-    options = {"groups": np.array([3, 9, 9, 0, -1, 3])[:, None], "baselines": others}
+    options = {"groups": np.array([3, 9, 0, 3, -1]), "baselines": others}
     got = explained(shapley_interactions, model.f, model.x, **options).interactions
     values = jnp.sum(got + jnp.diag(jnp.diag(got)), axis=1) / 2
-    want = explained(exact_shapley, model.f, model.x, **options).scores[:, 0]
-    # Groups are in the order of their numbers; the token of nobody is in none.
-    close(values[jnp.array([1, 2, 2, 0])], want[:4])
+    want = explained(exact_shapley, model.f, model.x, **options).scores
+    # Groups are in the order of their numbers; the entry of nobody is in none.
+    close(values[jnp.array([1, 2, 0, 1])], want[:4])
     assert want[4] == 0
 
 
@@ -259,8 +259,8 @@ def test_batches_and_gradients_pass_through():
         )
 
     batch = jax.jit(jax.vmap(explain))(xs)
-    for i in range(2):
-        close(jax.tree.map(lambda v, i=i: v[i], batch), jax.jit(explain)(xs[i]), factor=5)
+    alone = jax.jit(explain)(xs[1])
+    close(jax.tree.map(lambda v: v[1], batch), alone, factor=5)
     x, two = jnp.array([2.0, 3.0]), np.zeros(2, int)
 
     def sums(w):
@@ -272,12 +272,12 @@ def test_batches_and_gradients_pass_through():
 
 
 def test_memory_does_not_grow_with_orders():
-    model = small_models.make("cnn")
-    unions = np.arange(128) // 2
+    unions = np.arange(64) // 2
+    f = lambda x: jnp.sum(jnp.outer(jnp.tanh(x), x) ** 2)
 
     def taken(samples):
-        explain = partial(owen_sampling, model.f, unions=unions, key=KEY, samples=samples, chunk=4)
-        stats = jax.jit(explain).lower(model.x).compile().memory_analysis()
+        explain = partial(owen_sampling, f, unions=unions, key=KEY, samples=samples, chunk=4)
+        stats = jax.jit(explain).lower(jnp.ones(64)).compile().memory_analysis()
         assert stats is not None
         return stats.temp_size_in_bytes
 

@@ -92,7 +92,7 @@ def test_a_layers_deeplift_of_captums_tests_is_any_complete_method_of_a_linear_r
     x = jnp.array([[-10.0, 1, -5], [3, 3, 1]])
     for times in (1, 3):
         g = lambda y, times=times: times * jnp.sum(y)
-        got = integrated_gradients(g, h(x), baseline=h(jnp.zeros_like(x)))
+        got = compiled(integrated_gradients, g, h(x), baseline=h(jnp.zeros_like(x)), steps=1)
         np.testing.assert_allclose(got.scores, [0, 15 * times], rtol=1e-6)
 
 
@@ -200,7 +200,7 @@ def test_captums_default_for_a_neuron_is_too_small_by_a_step(x64, golden):
     h, g = random_mlp(golden, "linear")
     x, start = jnp.asarray(golden["linear_x"]), jnp.asarray(golden["linear_baseline"])
     unit = int(golden["unit"])
-    got = neuron_conductance(h, g, x, unit=unit, baseline=start, steps=1)
+    got = compiled(neuron_conductance, h, g, x, unit=unit, baseline=start, steps=1)
     first, last = golden["linear_param_0.weight"], golden["linear_param_2.weight"]
     close(got.scores, (x - start) * first[unit] * last[0, unit])
     close(0.98 * got.scores, golden["linear_neuron_default"], factor=SINGLE)
@@ -213,20 +213,21 @@ def test_parts_of_neurons_and_of_inputs_add_up():
     g = lambda y: jnp.tanh(y @ p["c"] + p["d"]) @ p["e"]
     options = {"baseline": start, "steps": 24}
 
+    # A rest that reads two units, whose parts are then all of it.
+    ends = jnp.array([0, 7])
+    of_two = lambda y: g(jnp.zeros(8).at[ends].set(y[ends]))
+
     @jax.jit
     def explain(x):
-        units = [neuron_conductance(h, g, x, unit=n, **options).scores for n in (0, -1)]
-        whole = integrated_gradients(model.f, x, **options).scores
-        return layer_conductance(h, g, x, **options), jnp.stack(units), whole
+        units = [neuron_conductance(h, of_two, x, unit=n, **options).scores for n in (0, -1)]
+        whole = integrated_gradients(lambda x: of_two(h(x)), x, **options).scores
+        layers = [layer_conductance(h, rest, x, **options) for rest in (of_two, g)]
+        return jnp.stack(units), whole, layers
 
-    layer, (first, last), whole = explain(model.x)
-    close(jnp.stack([jnp.sum(first), jnp.sum(last)]), layer.scores[jnp.array([0, -1])])
-    # Two units, all that g reads: their parts are all of f's.
-    pair = lambda y: g(jnp.zeros(8).at[jnp.array([0, -1])].set(y[jnp.array([0, -1])]))
-    both = [compiled(neuron_conductance, h, pair, model.x, unit=n, **options) for n in (0, 7)]
-    of_two = compiled(integrated_gradients, lambda x: pair(h(x)), model.x, **options)
-    close(both[0].scores + both[1].scores, of_two.scores)
-    assert np.abs(of_two.scores - whole).max() > 0.01
+    units, whole, (pair, layer) = explain(model.x)
+    close(jnp.sum(units, 1), pair.scores[ends])
+    close(jnp.sum(units, 0), whole)
+    assert np.abs(units).min() > 1e-4
     assert layer.gap == pytest.approx(0, abs=1e-5)
     assert total(layer.scores) == pytest.approx(float(model.f(model.x) - model.f(start)), abs=1e-5)
 
@@ -241,17 +242,24 @@ def test_a_state_may_be_a_tree_and_carry_what_bypasses_a_layer():
     assert layer.gap == pytest.approx(0, abs=1e-6)
     # A neuron of a layer that f reads once, through a tree of inputs.
     tree = {"a": x, "b": jnp.float32(2.0)}
-    got = neuron_conductance(lambda x: x["a"] * x["b"], lambda y: y @ y, tree, unit=(1,))
+    got = compiled(
+        neuron_conductance, lambda x: x["a"] * x["b"], lambda y: y @ y, tree, unit=(1,), steps=4
+    )
     assert got.scores["a"][0] == 0
     assert total(got.scores) == pytest.approx(4, rel=1e-5)  # the unit is 2, and its square 4
 
 
-@pytest.mark.parametrize("chunk", [3, 100])
-def test_chunks_change_nothing(chunk):
+def test_chunks_change_nothing():
     h, g, x = jnp.tanh, lambda y: jnp.prod(y), jnp.array([0.5, 1.0, -2.0])
-    for method in (layer_conductance, internal_influence, partial(neuron_conductance, unit=1)):
-        got = compiled(method, h, g, x, steps=10, chunk=chunk)
-        close(got.scores, compiled(method, h, g, x, steps=10).scores)
+    methods = (layer_conductance, internal_influence, partial(neuron_conductance, unit=1))
+
+    @partial(jax.jit, static_argnums=0)
+    def explain(chunk, x):
+        return [method(h, g, x, steps=10, chunk=chunk).scores for method in methods]
+
+    want = explain(None, x)
+    for chunk in (3, 100):
+        close(explain(chunk, x), want)
 
 
 def test_memory_does_not_grow_with_steps():
@@ -294,7 +302,7 @@ def test_batches_and_gradients_pass_through():
 
 def test_scores_of_low_precision_are_summed_in_float32():
     x = jnp.array([0.5, 1.0, -2.0], jnp.bfloat16)
-    got = layer_conductance(jnp.tanh, lambda y: jnp.sum(y**2), x)
+    got = compiled(layer_conductance, jnp.tanh, lambda y: jnp.sum(y**2), x)
     assert got.scores.dtype == jnp.float32 and got.output.dtype == jnp.bfloat16
     exact = jnp.tanh(x.astype("f4")) ** 2
     close(got.scores, exact, dtype="bfloat16")

@@ -102,7 +102,7 @@ def lime(
     Differs: defaults are those of the `lime` package for images: kernel, coins, ridge of 1; its
         selection of few features first is left out, and so is its tabular sampling, of inputs
         themselves from training statistics. Captum's Lime instead weighs by distances of inputs,
-        not of z, by a width of 1 that leaves weights nearly equal; takes 50 samples; and fits a
+        not of z, by a width of 1 that leaves weights nearly equal; takes 25 samples; and fits a
         lasso of 0.01, which is not offered here: it has no closed form, its result is a solver's
         at a tolerance, and it moves every coefficient to 0 by a share of alpha.
 
@@ -123,12 +123,11 @@ def lime(
             + ("" if alpha else ", or regularize")
         )
     coins = jax.random.bernoulli(key, 0.5, (samples - 1, m))
+    held = jnp.concatenate([jnp.ones((1, m), bool), coins]).astype(table.nothing.dtype)
+    weight = _kernel(jnp.mean(held, axis=1), m, distance, kernel_width)
     drawn = many(lambda i: table.worth(coins[i]), samples - 1, table.chunk)
-    worth = jnp.concatenate([wide(table.whole)[None].astype(drawn.dtype), drawn])
-    held = jnp.concatenate([jnp.ones((1, m), bool), coins])
-    share = jnp.mean(held.astype(worth.dtype), axis=1)
-    weight = _kernel(share, m, distance, kernel_width)
-    fit = _ridge(held.astype(worth.dtype), weight, worth - worth[0], alpha)
+    worth = jnp.concatenate([wide(table.whole)[None], drawn])
+    fit = _ridge(held, weight, worth - worth[0], alpha)
     return SurrogateAttribution(
         table.scores(x, fit.slopes),
         table.whole,

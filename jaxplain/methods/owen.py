@@ -64,7 +64,7 @@ def exact_owen(
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group. gap is rounding: the sum of all players' values less f(x) - f of
         nobody. Cost: a forward pass for each coalition, times K with `baselines`: for U unions of S
-        players, 2^U + U 2^(U-1) (2^S - 2); for M players in a balanced tree of pairs, about M^2.
+        players, 2^U + U 2^(U-1) (2^S - 2); of a balanced tree of pairs, 2 (M^2 + 2) / 3.
 
     Raises:
         JaxplainError: more than 65,536 coalitions, with how many; unions that are not whole numbers
@@ -228,39 +228,35 @@ def _coalitions(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shares of contexts multiply.
     """
     players = levels.shape[1]
-    found: dict[bytes, int] = {}
-    rows: list[np.ndarray] = []
-    entries: list[tuple[int, int, float]] = []
-
-    def number(held):
-        if (name := held.tobytes()) not in found:
-            found[name] = len(rows)
-            rows.append(held)
-        return found[name]
+    blocks: list[tuple[np.ndarray, np.ndarray]] = []
 
     def visit(levels, members, context, share):
         parts, below = _children(levels, members)
         n = len(parts)
+        chosen = np.arange(2**n)[:, None] >> np.arange(n) & 1 == 1
+        size = chosen.sum(1)
+        each = np.array([share / (n * math.comb(n - 1, s)) for s in range(n)])
+        held = np.repeat(context[None], 2**n, axis=0)
         for at, part in enumerate(parts):
-            others = parts[:at] + parts[at + 1 :]
-            for chosen in range(2 ** (n - 1)):
-                held = context.copy()
-                for bit, other in enumerate(others):
-                    held[other] = chosen >> bit & 1
-                here = share / (n * math.comb(n - 1, chosen.bit_count()))
-                if len(part) > 1:
-                    visit(below, part, held, here)
-                    continue
-                entries.append((number(held), part[0], -here))
-                held = held.copy()
-                held[part] = True
-                entries.append((number(held), part[0], here))
+            held[:, part] = chosen[:, at, None]
+        weight = np.zeros(held.shape)
+        for at, part in enumerate(parts):
+            if len(part) == 1:
+                joins, stays = each[size - 1], -each[np.minimum(size, n - 1)]
+                weight[:, part[0]] = np.where(chosen[:, at], joins, stays)
+                continue
+            for row in np.flatnonzero(~chosen[:, at]):
+                visit(below, part, held[row], each[size[row]])
+        if weight.any():
+            blocks.append((held, weight))
 
     visit(levels, np.arange(players), np.zeros(players, bool), 1.0)
-    weight = np.zeros((len(rows), players))
-    at, player, share = zip(*entries, strict=True)
-    np.add.at(weight, (np.array(at), np.array(player)), np.array(share))
-    return np.stack(rows), weight
+    held, weight = (np.concatenate(rows) for rows in zip(*blocks, strict=True))
+    packed = np.packbits(held, axis=1)
+    _, first, same = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+    total = np.zeros((len(first), players))
+    np.add.at(total, same.ravel(), weight)
+    return held[first], total
 
 
 def _order(key: Array, levels: np.ndarray) -> Array:
