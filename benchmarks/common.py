@@ -70,7 +70,7 @@ def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
 def report(name: str, bound: str, ok: bool, **values: Any) -> None:
     """Print one JSON row; a figure that misses its bound ends the benchmark with status 1."""
     row = {"benchmark": name} | {
-        k: round(v, 4) if isinstance(v, float | np.floating) else v for k, v in values.items()
+        k: float(f"{v:.5g}") if isinstance(v, float | np.floating) else v for k, v in values.items()
     }
     row |= {
         "bound": bound,

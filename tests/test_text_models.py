@@ -273,6 +273,13 @@ def test_bundled_sentences():
     assert min(lengths) == 3 and max(lengths) >= 40
 
 
+def test_models_keep_their_type_where_double_precision_is_on(x64):
+    for name in BUNDLED:
+        model = load(name)
+        x = model.embed(model.params, jnp.arange(5))
+        assert jax.eval_shape(model.score, model.params, x, jnp.ones(5, bool)).dtype == "float32"
+
+
 @pytest.mark.parametrize("name", BUNDLED)
 class TestShipped:
     def test_card_and_size(self, name):

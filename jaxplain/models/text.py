@@ -110,9 +110,8 @@ class Recurrence(nn.Module):
     def __call__(self, x: Array, mask: Array) -> Array:
         # Inputs of the four gates for all words at once; the scan then holds one small product.
         inputs = nn.Dense(4 * self.width, name="input")(x)
-        recurrent = self.param(
-            "recurrent", nn.initializers.orthogonal(), (self.width, 4 * self.width)
-        )
+        orthogonal = nn.initializers.orthogonal(dtype=jnp.float32)  # its own follows enable_x64
+        recurrent = self.param("recurrent", orthogonal, (self.width, 4 * self.width))
 
         def step(carry, word):
             state, cell = carry
