@@ -389,3 +389,36 @@ def test_record_is_readable(params, tmp_path):
     assert info["totals"]["done"] == 60 and info["totals"]["failed"] == 0
     assert set(info["fingerprints"]) == {"function", "params", "data", "key"}
     assert info["versions"]["jax"] == jax.__version__
+
+
+def test_record_says_how_nearly_scores_add_up(params, tmp_path):
+    """The same after a resumption, which reads the shards that are there."""
+
+    def with_gaps(params, example, key):
+        found = explain(params, example, key)
+        claimed = example["ids"][0] % 4 != 0
+        gap = jnp.where(claimed, found.output * 1e-3 * (example["ids"][0] % 3), jnp.nan)
+        return {"words": found._replace(gap=gap), "length": example["mask"].sum()}
+
+    out, examples = tmp_path / "run", sentences()
+    summary = go(with_gaps, params, examples, out, shard_size=20)
+    results = [record.result["words"] for record in jxp.load(out)]
+    gaps = np.abs([r.gap for r in results])
+    sizes = np.abs([r.output for r in results])
+    claimed = gaps[~np.isnan(gaps)]
+    want = {
+        "claimed": len(claimed),
+        "not_claimed": len(gaps) - len(claimed),
+        "median": np.median(claimed),
+        "percentile_99": np.percentile(claimed, 99),
+        "largest": claimed.max(),
+        "largest_of_output": np.nanmax(gaps / sizes),
+    }
+    assert 0 < len(claimed) < len(gaps)
+    assert list(summary.gap) == list(want)
+    np.testing.assert_allclose(list(summary.gap.values()), list(want.values()), rtol=1e-3)
+    next((out / "shards").iterdir()).unlink()
+    assert go(with_gaps, params, examples, out, shard_size=20).gap == summary.gap
+    assert json.loads((out / "run.json").read_text())["totals"]["gap"] == summary.gap
+    plain = lambda params, example, key: explain(params, example, key).scores
+    assert go(plain, params, examples[:2], tmp_path / "plain").gap == {}

@@ -166,7 +166,7 @@ def run(
             "seconds": round(earlier + summary.seconds, 3),
             "examples_per_second": round(summary.examples_per_second, 3),
             "padding": round(summary.padding, 4),
-        }
+        } | ({"gap": summary.gap} if summary.gap else {})
         if old is None or old.get("status") != "complete" or summary.resumed < summary.examples:
             info["finished"] = now()
         else:  # nothing was left to do: the record of what was done stands

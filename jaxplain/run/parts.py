@@ -26,6 +26,9 @@ class Summary(NamedTuple):
         seconds: wall time of this start, compilation included.
         examples_per_second: of this start, over the time after the first program was compiled.
         padding: share of the positions computed by this start that was padding.
+        gap: of all results' completeness gaps, in f's units, without sign: how many are `claimed`
+            and `not_claimed` (NaN), `median`, `percentile_99` and `largest`, and the
+            `largest_of_output`, relative to |f(x)|; empty where results have no `gap`.
     """
 
     out: Path
@@ -36,6 +39,7 @@ class Summary(NamedTuple):
     seconds: float
     examples_per_second: float
     padding: float
+    gap: dict[str, float]
 
 
 class Settings(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxplain.run import compile as compiler
-from jaxplain.run import plan, store
+from jaxplain.run import gaps, plan, store
 from jaxplain.run.parts import Settings, Summary, Work
 from jaxplain.run.progress import State
 from jaxplain.run.trees import MAY_BE_NAN, fit, stack
@@ -34,6 +34,8 @@ class Job:
         self.count = len(source)
         self.done = self.failed = self.resumed = 0
         self.real = self.computed = self.finished = 0
+        self.gap = gaps.places(settings.outputs.names)
+        self.gaps: gaps.Numbers = []
         self.first: float | None = None  # when the first program was ready
         self.stop = threading.Event()
         self.trouble: list[BaseException] = []
@@ -56,7 +58,7 @@ class Job:
         seconds = time.monotonic() - self.began
         return Summary(
             self.s.out, self.count, self.done, self.failed, self.resumed, seconds,
-            self.rate(), self.padding(),
+            self.rate(), self.padding(), gaps.statistics(self.gaps) if self.gap else {},
         )  # fmt: skip
 
     def rate(self) -> float:
@@ -145,6 +147,8 @@ class Job:
                 self.failed += failed
                 self.done += len(planned) - failed
                 self.resumed += len(planned)
+                if self.gap:
+                    self.gaps.append(gaps.of_shard(content, self.gap))
             else:
                 missing.append(number)
         return missing
@@ -287,6 +291,9 @@ class Job:
                 self.failed += failed
                 self.done += len(records) - failed
                 self.finished += len(records)
+                if self.gap:
+                    kept = (values for _, values, _, _ in records if values is not None)
+                    self.gaps += [gaps.of_values(values, self.gap) for values in kept]
                 records = []
 
     def records(self, work: Work, result: Any, good: Any) -> Iterator[tuple]:
