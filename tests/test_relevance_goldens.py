@@ -83,7 +83,7 @@ def averaged(f, x):
     """Integrated gradients by iNNvestigate's rule for the integral."""
     nodes = jnp.linspace(0, 1, 64).reshape(-1, 1, 1, 1)
     scores = jnp.mean(jax.vmap(jax.grad(f))(nodes * x[None]), axis=0) * x
-    return jxp.Attribution(scores, f(x), jnp.nan)
+    return jxp.Attribution(scores, f(x), jnp.full((), jnp.nan))
 
 
 @pytest.mark.parametrize("name", [*TABLES, *GRADIENTS])

@@ -5,7 +5,7 @@ offset`, in whatever order a library multiplies and adds its constants. Rules th
 weights from negative ones need all of it at once: a weight that BatchNorm turns around is negative.
 """
 
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -97,7 +97,7 @@ def grouped(
     program: Program,
     active: Collection[int],
     alone: Collection[str],
-    scope: Callable[[Step], Hashable],
+    scope: Callable[[Step], frozenset[str]],
 ) -> Program:
     """The program with one step in place of each affine map of one active value.
 
@@ -105,7 +105,7 @@ def grouped(
         program: as traced, or with patterns grouped.
         active: numbers of the values that carry a signal.
         alone: names of primitives that stay apart: those with a rule of their own.
-        scope: what two steps must have in common to be of one map.
+        scope: names of what a step is in; a map goes on while it is in nothing else than its start.
     """
     readers: dict[int, list[Step]] = {number: [] for number in active}
     for step in program.steps:
@@ -123,7 +123,7 @@ def grouped(
         while len(after := readers[chain[-1].outputs[0]]) == 1:
             if chain[-1].outputs[0] in outside or not _continues(after[0], chain[-1], active):
                 break
-            if after[0].name in alone or scope(after[0]) != scope(step):
+            if after[0].name in alone or not scope(after[0]) <= scope(step):
                 break
             chain.append(after[0])
         while chain[-1].name in RELAYOUT:

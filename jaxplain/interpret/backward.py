@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxplain.interpret import affine, compat, rectifiers, walk
 from jaxplain.interpret.affine import Affine
@@ -88,8 +87,8 @@ class Modified(NamedTuple):
 
     run: Callable[..., PyTree]
     overridden: Mapping[str, int]
-    applied: tuple[Applied, ...] = ()
-    watched: Callable[..., PyTree] | None = None
+    applied: tuple[Applied, ...]
+    watched: Callable[..., PyTree]
 
 
 _Key: TypeAlias = tuple[str, str, str, str]  # all of Applied but its count
@@ -269,16 +268,24 @@ def _times(sign: int, values: Iterable[Array]) -> list[Array]:
     return [v if sign == 1 else -v for v in values]
 
 
-def _held(step: Step, operands: list) -> list:
-    """A normalisation by numbers that do not change."""
-    assert step.inner is not None
+def _held(step: Step, operands: list) -> Callable[[list], list]:
+    """A normalisation as a function of its operands, with what it divides by held as it is there.
 
-    def apply(inside: Step, values: list) -> list:
+    Held values are constants to it, and still functions of the operands: no `stop_gradient`.
+    """
+    inner = step.inner
+    assert inner is not None
+    found: dict[tuple[int, ...], list] = {}
+
+    def note(inside: Step, values: list) -> list:
+        out = inside.run(values)
         if inside.name in NORMALIZER:
-            return [lax.stop_gradient(v) for v in inside.run(values)]
-        return inside.run(values)
+            found[inside.outputs] = out
+        return out
 
-    return walk.evaluate(step.inner, operands, apply)
+    walk.evaluate(inner, operands, note)
+    run = lambda inside, values: found.get(inside.outputs) or inside.run(values)
+    return lambda values: walk.evaluate(inner, values, run)
 
 
 def _overridden(action: Action, rule: Rule, operands: list, tap: Array | None) -> list:
@@ -300,7 +307,8 @@ def _overridden(action: Action, rule: Rule, operands: list, tap: Array | None) -
             changed = dict(zip(lifted, _times(a, values), strict=True))
             return tuple(_times(b, run([changed.get(n, v) for n, v in enumerate(operands)])))
 
-        held = partial(_held, step) if action.kind == NORMALIZATION else step.run
+        normalizes = action.kind == NORMALIZATION and step.inner is not None
+        held = _held(step, list(operands)) if normalizes else step.run
         found = rule(
             Layer(
                 step.name,

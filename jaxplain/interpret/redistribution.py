@@ -102,7 +102,7 @@ def _planned(
     """The plan, and which outputs an affine step is behind; `mixed` is that of the inputs."""
     program = patterns.group(program, touched, table.names | {*PATTERNS}, set())
     active = rectifiers.actives(program, touched)
-    scope = lambda step: _scope(step, table)
+    scope = lambda step: frozenset(_scope(step, table))
     program = affine.grouped(program, active, table.names, scope)
     makers = {i: step for step in program.steps for i in step.outputs}
     behind = {i for i, flag in zip(program.inputs, mixed, strict=True) if flag}
