@@ -28,6 +28,17 @@ from jaxplain.methods.gradient import saliency as saliency
 from jaxplain.methods.information import WordInformation as WordInformation
 from jaxplain.methods.information import layer_information as layer_information
 from jaxplain.methods.information import word_information as word_information
+from jaxplain.methods.interactions import Interactions as Interactions
+from jaxplain.methods.interactions import shapley_interactions as shapley_interactions
+from jaxplain.methods.layers import grad_cam as grad_cam
+from jaxplain.methods.layers import guided_grad_cam as guided_grad_cam
+from jaxplain.methods.layers import internal_influence as internal_influence
+from jaxplain.methods.layers import layer_conductance as layer_conductance
+from jaxplain.methods.layers import neuron_conductance as neuron_conductance
+from jaxplain.methods.lime import SurrogateAttribution as SurrogateAttribution
+from jaxplain.methods.lime import lime as lime
+from jaxplain.methods.owen import exact_owen as exact_owen
+from jaxplain.methods.owen import owen_sampling as owen_sampling
 from jaxplain.methods.path import expected_gradients as expected_gradients
 from jaxplain.methods.path import integrated_gradients as integrated_gradients
 from jaxplain.methods.perturbation import feature_ablation as feature_ablation

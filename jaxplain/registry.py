@@ -21,9 +21,11 @@ from jaxplain import baselines
 from jaxplain.methods import contextual
 from jaxplain.methods.deeplift import DEEP_LIFT, deep_lift, deep_shap
 from jaxplain.methods.gradient import input_x_gradient, saliency
+from jaxplain.methods.lime import lime
 from jaxplain.methods.path import expected_gradients, integrated_gradients
 from jaxplain.methods.perturbation import feature_ablation
 from jaxplain.methods.rectified import deconvnet, guided_backprop
+from jaxplain.methods.regression import kernel_shap
 from jaxplain.methods.shapley import shapley_sampling
 from jaxplain.methods.smooth import smooth
 from jaxplain.methods.tokens import token_scores
@@ -75,11 +77,11 @@ class Method(NamedTuple):
         return tuple(options(self))
 
 
-_DECOMPOSITIONS: Mapping[str, contextual.Rules] = MappingProxyType(
+DECOMPOSITIONS: Mapping[str, contextual.Rules] = MappingProxyType(
     {
+        "shapley": contextual.CD_SHAPLEY,
         "acd": contextual.CD_ACD,
         "lstm": contextual.CD_LSTM,
-        "shapley": contextual.CD_SHAPLEY,
         "transformer": contextual.CD_TRANSFORMER,
         "transformer_qk": contextual.CD_TRANSFORMER_QK,
     }
@@ -172,6 +174,23 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 takes_groups=True,
             ),
             Method(
+                "kernel_shap",
+                kernel_shap,
+                "Shapley values by regression on random coalitions of the inputs",
+                complete=True,
+                dummy=False,  # but for sampling
+                needs_key=True,
+                takes_groups=True,
+            ),
+            Method(
+                "lime",
+                lime,
+                "a linear model of what f gives when inputs near by are taken away",
+                dummy=False,  # but for sampling
+                needs_key=True,
+                takes_groups=True,
+            ),
+            Method(
                 "guided_backprop",
                 guided_backprop,
                 "gradient that each ReLU lets through only where it is on and the signal positive",
@@ -197,7 +216,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 linearity=False,
                 implementation_invariance=False,
                 takes_where=True,
-                rules=_DECOMPOSITIONS,
+                rules=DECOMPOSITIONS,
             ),
         )
     }

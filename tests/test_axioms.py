@@ -35,7 +35,8 @@ def models_of(method):
 def explainer(name, x):
     """The method, with few samples and a set of baselines that f's symmetries leave alone."""
     method = METHODS[name]
-    options = {"samples": 64} if "samples" in method.options else {}
+    many = 640 if name in ("kernel_shap", "lime") else 64  # one system of all inputs
+    options = {"samples": many} if "samples" in method.options else {}
     if "steps" in method.options:
         options["steps"] = 64
     if method.needs_baselines:
@@ -103,10 +104,12 @@ def test_what_f_ignores_scores_zero(name, model_name):
 
 
 @pytest.mark.parametrize("name", [m.name for m in METHODS.values() if not m.dummy])
-def test_what_f_ignores_scores_zero_but_for_rounding(name):
-    used, ignored = explained(name, models_of(METHODS[name])[0])["f"].scores
+def test_what_f_ignores_scores_zero_but_for_rounding_and_sampling(name):
+    found = explained(name, models_of(METHODS[name])[0])["f"]
+    used, ignored = found.scores
+    error = found.standard_error[1] if METHODS[name].needs_key else 0
     # Differences of equal activations, which a compiled program may round differently.
-    assert np.abs(ignored).max() < 1e-6 * np.abs(used).max()
+    assert np.all(np.abs(ignored) < 1e-6 * np.abs(used).max() + 5 * error)
 
 
 @claiming("linearity")

@@ -84,7 +84,7 @@ def test_every_method_is_configured_and_runs(name, key):
             {},
             "there is no method 'integrated_gradient': did you mean integrated_gradients",
         ),
-        ("lime", {}, "there is no method 'lime': there are contextual_decomposition, "),
+        ("zzz", {}, "there is no method 'zzz': there are contextual_decomposition, "),
         (
             "integrated_gradients",
             {"stepz": "3"},

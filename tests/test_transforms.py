@@ -22,7 +22,8 @@ def batch_case(name, model_name="mlp", batch=8):
     """`explain(params, x, key)` of one example, and a batch of examples and keys."""
     method = METHODS[name]
     model = small_models.make("relu" if method.needs_relu else model_name)
-    options = {"samples": 6} if "samples" in method.options else {}
+    many = 24 if name in ("kernel_shap", "lime") else 6  # one system of all inputs
+    options = {"samples": many} if "samples" in method.options else {}
     if method.needs_baselines:
         options["baselines"] = jax.tree.map(lambda v: jnp.stack([v * 0, v * 0 + 1]), model.x)
 

@@ -37,6 +37,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             implementation_invariance=False,
             takes_where=True,
             takes_units=True,
+            rules=registry.DECOMPOSITIONS,
         ),
         INFORMATION: Method(
             INFORMATION,
@@ -50,9 +51,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 REFERENCES = 32  # sentences that serve as reference inputs
 SCORES = ("difference", "logit")  # what the trees score: of two classes, or of the target alone
 
-# The table of rules that was published for a kind of model; others get "shapley".
-RULES: Mapping[str, str] = MappingProxyType(
-    {"bert": "transformer", "cnn": "acd", "lstm": "lstm", "transformer": "transformer"}
+# Tables of rules that were published for a kind of model; others get a method's first one.
+RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "bert": ("transformer", "attention"),
+        "cnn": ("acd",),
+        "lstm": ("lstm", "attention"),
+        "transformer": ("transformer", "attention"),
+    }
 )
 
 
@@ -137,7 +143,8 @@ def prepare(
         raise JaxplainError(f"--background must be at least 1, not {references}")
     model = models.load(name)
     if automatic:
-        settings["rules"] = RULES.get(model.kind, "shapley")
+        names = (*RULES.get(model.kind, ()), *kind.rules)
+        settings["rules"] = next(name for name in names if name in kind.rules)
         explainer = registry.configure(kind, settings)
     shown = known | explainer.keywords | own  # type: ignore[attr-defined]
     shown |= {"rules": settings["rules"]} if "rules" in known else {}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.hierarchy import Agglomeration
+from jaxplain.methods.lime import SurrogateAttribution
 from jaxplain.models.types import TextModel
 from jaxplain.types import (
     Array,
@@ -25,7 +26,9 @@ BASELINES = ("zeros", "mean", "pad", "mask", "unk", "token:WORD")
 
 
 # What methods give here: NamedTuples with scores, which come out as one number a token.
-Explanation: TypeAlias = Attribution | SampledAttribution | DecomposedAttribution | Agglomeration
+Explanation: TypeAlias = (
+    Attribution | SampledAttribution | SurrogateAttribution | DecomposedAttribution | Agglomeration
+)
 
 
 class Background(NamedTuple):
@@ -202,7 +205,7 @@ def per_token(result: Explanation, mask: Array, magnitude: bool) -> Explanation:
         return jnp.where(mask, reduced, 0)
 
     scores = reduce(result.scores, magnitude)
-    if isinstance(result, SampledAttribution):
+    if isinstance(result, SampledAttribution | SurrogateAttribution):
         error = reduce(result.standard_error, magnitude)
         return result._replace(scores=scores, standard_error=error)
     return result._replace(scores=scores)

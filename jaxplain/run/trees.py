@@ -12,6 +12,8 @@ import numpy as np
 
 from jaxplain.hierarchy import Agglomeration, Hierarchy
 from jaxplain.methods.information import WordInformation
+from jaxplain.methods.interactions import Interactions
+from jaxplain.methods.lime import SurrogateAttribution
 from jaxplain.types import (
     Attribution,
     DecomposedAttribution,
@@ -21,13 +23,15 @@ from jaxplain.types import (
 )
 
 # NaN is an honest value in these fields of a result: "not claimed".
-MAY_BE_NAN = {"gap", "standard_error"}
+MAY_BE_NAN = {"gap", "standard_error", "r2"}
 KINDS: tuple[Any, ...] = (
     Agglomeration,
     Attribution,
     DecomposedAttribution,
     Hierarchy,
+    Interactions,
     SampledAttribution,
+    SurrogateAttribution,
     WordInformation,
 )
 KNOWN = {kind.__name__: kind for kind in KINDS}
