@@ -151,7 +151,7 @@ T = 1e-9  # the stabiliser that Captum was given
 PLAIN = {**r.LRP_EPSILON, "sum": r.epsilon(T), "pooling": r.epsilon(T), "affine": r.epsilon(T)}
 UNBIASED = {
     "epsilon": PLAIN,
-    "gamma_unbiased": {**PLAIN, "affine": r.gamma(ignore_bias=True)},
+    "gamma_unbiased": {**PLAIN, "affine": r.gamma(signed=False, ignore_bias=True)},
     "alpha1beta0_unbiased": {**PLAIN, "affine": r.z_plus(signed=False)},
 }
 
@@ -183,8 +183,8 @@ def captums(up):
     ("key", "ours", "up", "apart"),
     [
         # Montavon et al. 2019 sum over biases, too, b + γ b⁺; Captum over b.
-        ("mlp:gamma:positive", r.gamma(), 1.25, 0.01),
-        ("cnn:gamma:positive", r.gamma(), 1.25, 0.01),
+        ("mlp:gamma:positive", r.gamma(signed=False), 1.25, 0.01),
+        ("cnn:gamma:positive", r.gamma(signed=False), 1.25, 0.01),
         # Bach et al. 2015 have b⁺ in the sum of what is positive; Captum b, so that it may be 0.
         ("mlp:alpha1beta0:positive", r.alpha_beta(1, 0), 1, 0.5),
         ("cnn:alpha1beta0:positive", r.alpha_beta(1, 0), 1, 0.05),

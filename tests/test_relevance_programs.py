@@ -40,7 +40,7 @@ RULES = {
     "zero": r.zero(),
     "epsilon": r.epsilon(),
     "gamma": r.gamma(),
-    "gamma_signed": r.gamma(signed=True),
+    "gamma_of_positive": r.gamma(signed=False),
     "alpha2_beta1": r.alpha_beta(2, 1),
     "alpha1_beta0": r.alpha_beta(1, 0),
     "z_plus": r.z_plus(),

@@ -15,7 +15,7 @@ from jaxplain import JaxplainError
 from jaxplain.interpret import redistribution
 from jaxplain.interpret.parts import MissingRule
 from jaxplain.methods import relevance as r
-from tests import small_models
+from tests import decomposed_models, small_models
 from tests.helpers import close, quick_compile
 
 
@@ -118,6 +118,34 @@ def test_masked_scores_and_weights_of_zero_get_nothing():
 def test_what_is_behind_stop_gradient_keeps_its_part():
     got = r.lrp(lambda x: x[0] + lax.stop_gradient(x[1]), jnp.array([3.0, 1.0]), rules=r.LRP_ZERO)
     assert got.scores.tolist() == [3, 0] and got.gap == -1
+
+
+def test_the_maximum_that_a_logsumexp_takes_off_keeps_nothing(x64):
+    x = jnp.array([1.0, 2.0, -3.0, 2.5])
+    got = r.lrp(jax.nn.logsumexp, x, rules=r.LRP_ZERO)
+    close(got.scores, jax.nn.softmax(x) * jax.nn.logsumexp(x))  # in proportion to exponentials
+    got = r.lrp(lambda x: jax.nn.log_softmax(x)[0], x)
+    assert abs(got.gap) < 1e-5 and jnp.all(got.scores < 0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype):
+    model = decomposed_models.make("prenorm")
+    explain = lambda p, x: r.lrp(lambda x: model.apply(p, x)[0], x, rules=r.LRP_GAMMA)
+    explain = jax.jit(explain)
+    want = explain(model.params, model.x)
+    got = explain(*jax.tree.map(lambda v: v.astype(dtype), (model.params, model.x)))
+    assert got.scores.dtype == dtype and got.gap.dtype == jnp.float32
+    # Twice as deep as the models of other methods here: forward, and back.
+    close(got.scores, want.scores, factor=2)
+
+
+def test_a_model_of_text_with_activations_of_both_signs():
+    """Where a rule divides by what may cancel, scores are thousands."""
+    model = decomposed_models.make("bert")
+    got = jax.jit(lambda x: r.lrp(lambda x: model.f(x)[0], x, rules=r.LRP_GAMMA))(model.x)
+    assert np.abs(got.scores).max() < abs(got.output)
+    assert not got.scores[-1].any()  # padding
 
 
 def test_a_rule_of_ones_own_by_the_name_of_a_call():

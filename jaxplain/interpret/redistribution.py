@@ -24,6 +24,7 @@ MOVES = frozenset((*rules.STRUCTURE, "convert_element_type")) - {
     *"neg stop_gradient scatter-add real imag conj complex".split()
 }
 GATES = ("logistic", "softmax", "sigmoid")
+SHIFT = "shift"
 BETWEEN = affine.RELAYOUT | {"slice", "split", "dynamic_slice"}
 
 
@@ -102,6 +103,7 @@ def _planned(
     """The plan, and which outputs an affine step is behind; `mixed` is that of the inputs."""
     program = patterns.group(program, touched, table.names | {*PATTERNS}, set())
     active = rectifiers.actives(program, touched)
+    program = _shifts_named(program, active)
     scope = lambda step: frozenset(_scope(step, table))
     program = affine.grouped(program, active, table.names, scope)
     makers = {i: step for step in program.steps for i in step.outputs}
@@ -134,6 +136,35 @@ def _planned(
     return Plan(program, tuple(actions)), [i in behind for i in program.outputs]
 
 
+def _shifts_named(program: Program, active: set[int]) -> Program:
+    """With a name for what keeps exponentials small: a maximum taken off, and put back on.
+
+    It is no constant of the model, to keep a part: by it, scores would be divided by 0.
+    """
+    makers = {i: step for step in program.steps for i in step.outputs}
+    passing = patterns.MOVES | {"stop_gradient", "max", "pmax", "select_n", "elementwise"}
+
+    def is_maximum(number: int) -> bool:
+        todo, stopped = [number], False
+        while todo:
+            step = makers.get(todo.pop())
+            if step is not None and step.name == "reduce_max":
+                return stopped
+            if step is not None and step.name in passing:
+                stopped |= step.name == "stop_gradient"
+                todo += step.inputs
+        return False
+
+    def named(step: Step) -> Step:
+        if step.name not in ("add", "sub") or len(active.intersection(step.inputs)) != 1:
+            return step
+        others = [i for i in step.inputs if i not in active]
+        shifts = step.inputs[0] in active or step.name == "add"
+        return step._replace(name=SHIFT) if shifts and any(map(is_maximum, others)) else step
+
+    return program._replace(steps=tuple(map(named, program.steps)))
+
+
 def _control(
     step: Step, lifted: tuple[int, ...], active: Collection[int], later: list[bool], table: _Table
 ) -> tuple[Action, list[bool]]:
@@ -157,6 +188,8 @@ def _control(
 def _kind(step: Step, lifted: tuple[int, ...]) -> str:
     """What the step is to a table; "" for what no kind has."""
     name, one = step.name, len(lifted) == 1
+    if name == SHIFT:
+        return "elementwise"
     if chain := affine.chain_of(step):
         return "affine" if chain.core or chain.adds else "scale"
     if name in PATTERNS:

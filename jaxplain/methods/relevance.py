@@ -24,7 +24,8 @@ A name with a "/" in it is a pattern of module paths, with a table for the steps
 `{"*/head": {"affine": zero()}, **LRP_EPSILON}`. Patterns come before names, and of several that fit
 the first that has a rule. Steps that move elements hand on what came to each: reshapes, slices,
 concatenations, gathers, choices of `jnp.where`. `jax.lax.stop_gradient` hands on nothing: what is
-behind it counts as a constant, and keeps its part as a bias does.
+behind it counts as a constant, and keeps its part as a bias does; but not the maximum that a
+logsumexp takes off. A derivative of a call's own is not asked: its program is.
 """
 
 from collections.abc import Mapping

@@ -62,16 +62,17 @@ def epsilon(epsilon: float = 1e-6, *, ignore_bias: bool = False) -> Rule:
     return _named("epsilon", rule, epsilon=epsilon, ignore_bias=ignore_bias)
 
 
-def gamma(gamma: float = 0.25, *, signed: bool = False, ignore_bias: bool = False) -> Rule:
-    """LRP-γ: positive weights count more, `x (W + γ W⁺) R / (x (W + γ W⁺) + c + γ c⁺)`.
+def gamma(gamma: float = 0.25, *, signed: bool = True, ignore_bias: bool = False) -> Rule:
+    """LRP-γ: what has the sign of z counts more, `(x W + γ (x W)⁺) R / (z + γ z⁺)` where z > 0.
 
-    Conserves but for constants.
+    z⁺ is the sum of all `(x W)⁺` and c⁺. Where z < 0, with `(x W)⁻` and z⁻. Nothing is divided by
+    less than |z|. Conserves but for constants.
 
     Args:
-        gamma: 0 or more; 0 is `zero`, and large values come to `z_plus`.
-        signed: for inputs of both signs. Weighs products `(x W)⁺` in place of weights, where z is
-            above 0, and `(x W)⁻` where it is below.
-        ignore_bias: without c and c⁺.
+        gamma: 0 or more; 0 is `zero`, and for large values and z > 0 it comes to `z_plus`.
+        signed: False takes inputs and z to be 0 or more, as the paper does, at half the cost:
+            `x (W + γ W⁺) R / (x (W + γ W⁺) + c + γ c⁺)`. For others it may divide by nearly 0.
+        ignore_bias: without c, c⁺ and c⁻.
 
     References: Montavon, Binder, Lapuschkin, Samek, Müller, Layer-Wise Relevance Propagation: An
         Overview, 2019, https://doi.org/10.1007/978-3-030-28954-6_10; for both signs, Andéol et al.,
@@ -86,7 +87,7 @@ def gamma(gamma: float = 0.25, *, signed: bool = False, ignore_bias: bool = Fals
         made, x, r = _weights(layer, inputs, relevance)
         if not signed:
             return [_share(made, x, r, more, 1, False, ignore_bias)]
-        above = made.weighted(x, 1, 1) + (0 if made.offset is None else made.offset) >= 0
+        above = (made.weighted(x, 1, 1) if ignore_bias else made.aligned(outputs[0])) >= 0
         up = _share(made, x, jnp.where(above, r, 0), more, 1, True, ignore_bias)
         return [up + _share(made, x, jnp.where(above, 0, r), 1, more, True, ignore_bias)]
 
@@ -282,7 +283,8 @@ def softmax_taylor(layer: Layer, inputs: Arrays, outputs: Arrays, relevance: Arr
 
 def _named(name: str, rule: Rule, **options: Any) -> Rule:
     """The rule, under the name by which records know it: that of its maker, with its options."""
-    told = ", ".join(f"{k}={v}" for k, v in options.items() if v is not False)
+    usual = {"signed": True, "ignore_bias": False}
+    told = ", ".join(f"{k}={v}" for k, v in options.items() if usual.get(k) is not v)
     rule.__name__ = rule.__qualname__ = f"{name}({told})"
     return rule
 
