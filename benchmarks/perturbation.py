@@ -20,6 +20,10 @@ Ablations must be equal, to rounding. Estimates come from several seeds on each 
 within the errors that these runs show: `apart` is the root mean square, over tokens or columns, of
 their difference in standard errors, about 1 where both mean the same number. `standard_error` is
 that of one run, the root mean square likewise: sides that are as fast need not be as sure.
+
+`--threads` are PyTorch's, and JAX takes the cores that the process has: give it as many. On a busy
+machine PyTorch's threads wait for one another and its figures are worthless; one core is steadier
+there, `taskset -c 0 python -m benchmarks.perturbation --threads 1`.
 """
 
 import sys
