@@ -140,19 +140,20 @@ def test_runs_without_a_name_never_meet(type_in, desk):
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != job.INFORMATION])
 def test_every_method_scores_tokens(type_in, method):
-    options = " --samples 4 --background 3" if method == "expected_gradients" else ""
-    options = options or (" --samples 4" if "samples" in METHODS[method].options else "")
+    known, many = METHODS[method], 24 if method in ("kernel_shap", "lime") else 4
+    options = f" --samples {many}" if "samples" in known.options else ""
+    options += " --background 3" if known.needs_baselines else ""
     code, out, err = type_in(
         f"explain --model MODEL --data rows.tsv --method {method} --out R{options}"
     )
     assert code == 0, err
-    assert ("completeness gap" in out) == METHODS[method].complete
+    assert ("completeness gap" in out) == known.complete
     for record in jxp.load("R"):
         attribution = record.result["attribution"]
         assert np.isfinite(attribution.scores).all()
         if method in ("saliency", "smoothgrad", "smoothgrad_squared", "vargrad"):
             assert (attribution.scores >= 0).all()
-        assert hasattr(attribution, "standard_error") == METHODS[method].needs_key
+        assert hasattr(attribution, "standard_error") == (known.needs_key or known.needs_baselines)
     assert jxp.load("R").info["configuration"]["options"].get("background", 3) == 3
 
 
