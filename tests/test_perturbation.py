@@ -334,8 +334,9 @@ def test_kernel_shap_is_right_within_errors_that_are_right():
     run = jax.jit(jax.vmap(lambda key: jxp.kernel_shap(f, jnp.ones(8), key=key, samples=120)))
     found = run(jax.random.split(jax.random.key(0), 300))
     away = (np.asarray(found.scores) - want) / np.asarray(found.standard_error)
-    # As for sampled orders; 60 pairs less 7 unknowns: 2.006 errors hold 95%.
-    assert 91 < 100 * np.mean(np.abs(away) < 2.006) < 99
+    # 8 pairs are single players and all others, and 52 are drawn, which have 56% of the weight, and
+    # so of the 7 unknowns: 2.011 errors hold 95%; as for sampled orders, within 4.
+    assert 91 < 100 * np.mean(np.abs(away) < 2.011) < 99
     # Least squares with a drawn system is off by a share of 1 / samples: below the mean's error.
     mean = np.mean(found.scores, 0)
     within_errors(mean, want, np.std(found.scores, 0, ddof=1) / 300**0.5)

@@ -1,6 +1,8 @@
 """Shapley values by weighted least squares over coalitions (KernelSHAP)."""
 
+import itertools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +37,9 @@ def kernel_shap(
     """Shapley values as the best additive guess of what coalitions are worth (KernelSHAP).
 
     Coalitions are drawn with the probabilities that make weighted least squares give Shapley
-    values, in pairs, each with its complement; values are held to add up to f(x) - f of nobody. If
-    `samples` is enough for all coalitions, each is evaluated once, and the result is exact.
+    values, in pairs, each with its complement; values are held to add up to f(x) - f of nobody.
+    Sizes of which `samples` is enough for all coalitions are evaluated whole, once; if it is enough
+    for every size, the result is exact.
 
     Letters: `M` players: groups of inputs, or single ones.
 
@@ -92,10 +95,10 @@ def kernel_shap(
     if m == 1:
         values, error = total[None], jnp.zeros(1, total.dtype)
     else:
-        held, weight = _all(m) if count == every else _drawn(key, m, count)
-        worth = many(lambda i: table.worth(held[i]), count, table.chunk) - table.nothing
-        values, error = _fit(held.astype(worth.dtype), weight, worth, total)
-        error = jnp.zeros_like(error) if count == every else error
+        design = _all(m) if count == every else _drawn(key, m, count)
+        count = len(design.held)
+        worth = many(lambda i: table.worth(design.held[i]), count, table.chunk) - table.nothing
+        values, error = _fit(design, worth, total)
     return SampledAttribution(
         table.scores(x, values),
         table.whole,
@@ -105,37 +108,89 @@ def kernel_shap(
     )
 
 
-def _all(m: int) -> tuple[Array, Array]:
-    """All coalitions but nobody and everybody, `[2^M - 2, M]`, and their weights."""
-    number = jnp.arange(1, 2**m - 1)
-    held = (number[:, None] >> jnp.arange(m)[None]) & 1 == 1
+class _Design(NamedTuple):
+    """Coalitions to evaluate: the second half are the complements of the first.
+
+    Attributes:
+        held: `[count, M]` bool; in each half, those drawn at random come first.
+        weight: `[count]`, which sum to 1.
+        drawn: how many of a half were drawn.
+        share: what all drawn ones together weigh.
+    """
+
+    held: Array
+    weight: Array
+    drawn: int
+    share: float
+
+
+def _drawn(key: Array, m: int, count: int) -> _Design:
+    """`count` coalitions by the kernel's weights.
+
+    Sizes of which as many would be drawn as there are coalitions are listed instead: the smallest
+    and largest ones.
+    """
     size = np.arange(1, m)
-    kernel = (m - 1) / (np.array([math.comb(m, s) for s in size], float) * size * (m - size))
-    weight = jnp.asarray(kernel)[jnp.sum(held, axis=1) - 1]
-    return held, weight / jnp.sum(weight)
-
-
-def _drawn(key: Array, m: int, count: int) -> tuple[Array, Array]:
-    """`count` coalitions by the kernel's weights, `[count, M]`: the second half are complements."""
-    size = np.arange(1, m)
-    share = jnp.asarray(1 / (size * (m - size)))
-
-    def one(key):
+    odds = 1 / (size * (m - size))
+    odds /= odds.sum()
+    left, share, listed, weights = count, 1.0, [np.zeros((0, m), bool)], []
+    for few in range(1, (m - 1) // 2 + 1):
+        mass, many_of = 2 * odds[few - 1], 2 * math.comb(m, few)
+        if left * mass < share * many_of:
+            break
+        half = np.zeros((many_of // 2, m), bool)
+        for row, members in enumerate(itertools.combinations(range(m), few)):
+            half[row, list(members)] = True
+        listed.append(half)
+        weights.append(np.full(len(half), mass / many_of))
+        left, share = left - many_of, share - mass
+    first = len(listed)  # the smallest size that is drawn
+    size, odds = size[first - 1 : m - first], odds[first - 1 : m - first]
+    draws = left // 2
+    if not draws or not len(size):
+        draws, share = 0, 0.0
+    held = jnp.asarray(np.concatenate(listed))
+    if draws:
         how_many, who = jax.random.split(key)
-        size = 1 + jax.random.categorical(how_many, jnp.log(share))
-        return jax.random.permutation(who, m) < size
+        cuts = jnp.asarray(np.cumsum(odds / odds.sum())[:-1], jnp.float32)
+        place = jnp.searchsorted(cuts, jax.random.uniform(how_many, (draws,)), side="right")
+        some = _subsets(who, jnp.asarray(size)[place], m)
+        held = jnp.concatenate([some, held])
+    weight = np.concatenate([np.full(draws, share / max(2 * draws, 1)), *weights])
+    weight = np.concatenate([weight, weight])
+    return _Design(jnp.concatenate([held, ~held]), jnp.asarray(weight / weight.sum()), draws, share)
 
-    held = jax.vmap(one)(jax.random.split(key, count // 2))
-    return jnp.concatenate([held, ~held]), jnp.full(count, 1 / count)
+
+def _all(m: int) -> _Design:
+    """All coalitions but nobody and everybody."""
+    number = np.arange(1, 2 ** (m - 1))  # those without the last player, and their complements
+    held = (number[:, None] >> np.arange(m)) & 1 == 1
+    size = held.sum(1)
+    ways = np.array([math.comb(m, s) for s in range(m)], float)
+    weight = 1 / (ways[size] * size * (m - size))
+    weight = np.concatenate([weight, weight])
+    return _Design(
+        jnp.asarray(np.concatenate([held, ~held])), jnp.asarray(weight / weight.sum()), 0, 0.0
+    )
 
 
-def _fit(held: Array, weight: Array, worth: Array, total: Array) -> tuple[Array, Array]:
-    """Values `[M]` that add up to `total`, and their standard errors by pairs of rows.
+def _subsets(key: Array, sizes: Array, m: int) -> Array:
+    """Of each size, a random subset of m: `[N, m]` bool."""
+    lots = jax.random.bits(key, (len(sizes), m))
+    if m <= 64:  # comparing all pairs is less work than sorting
+        rank = jnp.sum(lots[:, None, :] < lots[:, :, None], axis=-1)
+        return rank < sizes[:, None]
+    last = jnp.take_along_axis(jnp.sort(lots, axis=-1), sizes[:, None] - 1, axis=-1)
+    return lots <= last
+
+
+def _fit(design: _Design, worth: Array, total: Array) -> tuple[Array, Array]:
+    """Values `[M]` that add up to `total`, and their standard errors by the pairs that were drawn.
 
     The last player's value is what the others leave of the total: that is the constraint. NaN where
     the coalitions do not tell the players apart.
     """
-    weight = weight.astype(held.dtype)[:, None]
+    held, weight = design.held.astype(worth.dtype), design.weight.astype(worth.dtype)[:, None]
     last = held[:, -1:]
     columns = held[:, :-1] - last
     gram = columns.T @ (weight * columns)
@@ -143,11 +198,16 @@ def _fit(held: Array, weight: Array, worth: Array, total: Array) -> tuple[Array,
     factor = jax.scipy.linalg.cho_factor(gram)
     first = jax.scipy.linalg.cho_solve(factor, side)
     values = jnp.append(first, total - jnp.sum(first))
+    n, half = design.drawn, len(worth) // 2
+    if not n:
+        # Not zeros of their own: where the system is singular, these are NaN as well.
+        return values, values * 0
     left = worth - held @ values
-    half = len(worth) // 2
     pairs = columns * left[:, None]
-    pairs = (pairs[:half] + pairs[half:]) / 2
-    moved = jax.scipy.linalg.cho_solve(factor, pairs.T)  # [M - 1, pairs]
+    pairs = design.share * (pairs[:n] + pairs[half : half + n]) / 2
+    moved = jax.scipy.linalg.cho_solve(factor, pairs.T)  # [M - 1, n]
     moved = jnp.concatenate([moved, -jnp.sum(moved, axis=0, keepdims=True)])
-    spare = max(half - (len(values) - 1), 1)  # degrees of freedom that the fit leaves
-    return values, jnp.sqrt(jnp.sum(moved**2, axis=1) / (half * spare))
+    moved = moved - jnp.mean(moved, axis=1, keepdims=True)
+    # Degrees of freedom that the fit leaves: of those it takes, these rows have their share.
+    spare = max(n - max(1.0, design.share * (len(values) - 1)), 1.0)
+    return values, jnp.sqrt(jnp.sum(moved**2, axis=1) / (n * spare))

@@ -148,8 +148,7 @@ def shapley_sampling(
     count = 2 * (m - 1)  # coalitions of a pair of orders, but for nobody and all
 
     def pair(i):
-        order = jax.random.permutation(jax.random.fold_in(key, i), m)
-        place = jnp.zeros(m, jnp.int32).at[order].set(jnp.arange(m, dtype=jnp.int32))
+        place = jax.random.permutation(jax.random.fold_in(key, i), m)
         places = jnp.stack([place, m - 1 - place])
         if not count:
             return (wide(table.whole) - table.nothing)[None]
