@@ -64,7 +64,7 @@ def test_loops_branches_and_checkpoints_are_those_written_out(x64):
 
 def test_jit_vmap_eager_and_both_precisions(x64):
     p, xs = draw_net()
-    explain = lambda p, x: r.lrp(partial(net, p), x, rules=r.LRP_GAMMA)
+    explain = lambda p, x: r.lrp(partial(net, p), x)
     batched = jax.jit(jax.vmap(explain, (None, 0)))
     got = batched(p, xs)
     close(jax.tree.map(lambda v: v[1], got), explain(p, xs[1]))
@@ -99,14 +99,18 @@ def test_a_tree_of_inputs():
 def test_masked_scores_and_weights_of_zero_get_nothing():
     mask = jnp.array([True, True, False])
     values = jnp.arange(9.0).reshape(3, 3)
-    for low in (-jnp.inf, -1e30):
-        for masked in (
+    written = [
+        way
+        for low in (-jnp.inf, -1e30)
+        for way in (
             lambda s, low=low: jnp.where(mask, s, low),
             lambda s, low=low: s + jnp.where(mask, 0, low),
-        ):
-            f = lambda s, masked=masked: (jax.nn.softmax(masked(s)) @ values)[0]
-            scores = r.lrp(f, jnp.array([1.0, 2.0, 3.0])).scores
-            assert np.isfinite(scores).all() and scores[2] == 0 and scores[0] != 0
+        )
+    ]
+    of = lambda way: lambda s: (jax.nn.softmax(way(s)) @ values)[0]
+    explain = jax.jit(lambda s: [r.lrp(of(way), s).scores for way in written])
+    for scores in explain(jnp.array([1.0, 2.0, 3.0])):
+        assert np.isfinite(scores).all() and scores[2] == 0 and scores[0] != 0
     kept = r.lrp(
         lambda x: jnp.sum((x * mask) @ jnp.ones((3, 2))),
         jnp.ones(3),
@@ -128,10 +132,10 @@ def test_the_maximum_that_a_logsumexp_takes_off_keeps_nothing(x64):
     assert abs(got.gap) < 1e-5 and jnp.all(got.scores < 0)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision(dtype):
-    model = decomposed_models.make("prenorm")
-    explain = lambda p, x: r.lrp(lambda x: model.apply(p, x)[0], x, rules=r.LRP_GAMMA)
+@pytest.mark.parametrize(("name", "dtype"), [("prenorm", "bfloat16"), ("relu_mlp", "float16")])
+def test_half_precision(name, dtype):
+    model = decomposed_models.make(name)
+    explain = lambda p, x: r.lrp(lambda x: model.apply(p, x)[0], x)
     explain = jax.jit(explain)
     want = explain(model.params, model.x)
     got = explain(*jax.tree.map(lambda v: v.astype(dtype), (model.params, model.x)))
