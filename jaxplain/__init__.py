@@ -20,6 +20,8 @@ from jaxplain.methods.contextual import hold as hold
 from jaxplain.methods.contextual import lstm_rules as lstm_rules
 from jaxplain.methods.contextual import missing as missing
 from jaxplain.methods.contextual import named as named
+from jaxplain.methods.coverage import Coverage as Coverage
+from jaxplain.methods.coverage import coverage as coverage
 from jaxplain.methods.deeplift import DEEP_LIFT as DEEP_LIFT
 from jaxplain.methods.deeplift import deep_lift as deep_lift
 from jaxplain.methods.deeplift import deep_shap as deep_shap

@@ -36,6 +36,17 @@ class Pair(NamedTuple):
 # that do not depend on x.
 Rule: TypeAlias = Callable[..., Any]
 Rules: TypeAlias = Mapping[str, Rule]
+# `(step, name in the table, run, operands, outputs) -> outputs`, `run(operands)` being the rule.
+Watch: TypeAlias = Callable[[Step, str, Callable[[list], list], list, list], list]
+
+
+class _Walk(NamedTuple):
+    """The table, what looks on at each step that it has a rule for, patterns of paths met."""
+
+    rules: Rules
+    watch: "Watch | None"
+    met: set[str]
+
 
 CLASSES = frozenset({"elementwise", "product", "quotient", "softmax", "maximum"})
 _AFFINE = ("structure", "mixing", "sum", "convert", "bilinear", "quotient")
@@ -48,21 +59,27 @@ _OPAQUE = {
 
 
 def differences(
-    f: Callable[..., PyTree], x: PyTree, reference: PyTree, change: PyTree, rules: Rules
+    f: Callable[..., PyTree],
+    x: PyTree,
+    reference: PyTree,
+    change: PyTree,
+    rules: Rules,
+    watch: Watch | None = None,
 ) -> PyTree:
     """`f` at x and at the reference: a tree like f's output, of `Pair`s.
 
     Args:
         change: x's tree, `x - reference`, in which the changes of the result are linear.
+        watch: gets what each rule of the table was given and made, and may change that.
     """
     program, tree = trace(f, (x,), _whole(rules))
     values = [
         Pair(*each)
         for each in zip(*(jax.tree.leaves(v) for v in (x, reference, change)), strict=True)
     ]
-    met: set[str] = set()
-    out = [_paired(v) for v in _forward(program, values, rules, met)]
-    if unmet := {key for key in rules if "/" in key} - met:
+    walking = _Walk(rules, watch, set())
+    out = [_paired(v) for v in _forward(program, values, walking)]
+    if unmet := {key for key in rules if "/" in key} - walking.met:
         raise JaxplainError(f"no module on the way from x fits {', '.join(sorted(unmet))}")
     return jax.tree.unflatten(tree, out)
 
@@ -98,18 +115,19 @@ def at_reference(value: Any) -> Array:
     return value.reference if isinstance(value, Pair) else value
 
 
-def _forward(program: Program, values: list, table: Rules, met: set[str]) -> list:
+def _forward(program: Program, values: list, walking: _Walk) -> list:
     touched = [isinstance(v, Pair) for v in values]
     if not any(touched):
         return walk.run(program, values)
-    program = patterns.group(program, touched, table.keys(), met)
+    table = walking.rules
+    program = patterns.group(program, touched, table.keys(), walking.met)
 
     def apply(step: Step, operands: list) -> list:
         if not any(isinstance(v, Pair) for v in operands):
             return step.run(operands)
         if step.name in _CONTROL and step.name not in table:
-            return _CONTROL[step.name](step, operands, table, met)
-        return _apply(step, operands, table)
+            return _CONTROL[step.name](step, operands, walking)
+        return _apply(step, operands, walking)
 
     return walk.evaluate(program, values, apply)
 
@@ -119,9 +137,10 @@ def refuse(step: Step, hint: str) -> None:
     raise MissingRule(f"no rule for {step.name}{where}: {hint}")
 
 
-def _apply(step: Step, operands: list, table: Rules) -> list:
-    if step.name in table or "/" in step.name:
-        return _ruled(table[step.name], step, operands)
+def _apply(step: Step, operands: list, walking: _Walk) -> list:
+    table = walking.rules
+    if step.name in table:
+        return _ruled(step.name, step, operands, walking)
     if step.name in _OPAQUE:
         refuse(step, _OPAQUE[step.name])
     if step.name == "stop_gradient":  # its value changes all the same
@@ -142,7 +161,7 @@ def _apply(step: Step, operands: list, table: Rules) -> list:
         return _affine(step, operands, lifted)
     if kind not in table:
         refuse(step, f"add one with rules={{**rules, {step.name!r}: rule}}")
-    return _ruled(table[kind], step, operands)
+    return _ruled(kind, step, operands, walking)
 
 
 def _kind(step: Step, lifted: list[int]) -> str:
@@ -161,14 +180,19 @@ def _kind(step: Step, lifted: list[int]) -> str:
     return "elementwise" if pointwise and len(lifted) == 1 and not complex_ else ""
 
 
-def _ruled(rule: Rule, step: Step, operands: list) -> list:
+def _ruled(kind: str, step: Step, operands: list, walking: _Walk) -> list:
     params = step.params
     if step.name == "softmax" and step.inner is not None:
         axes = [s.params["axes"] for s in step.inner.steps if s.name == "reduce_sum"]
         params = {"axes": axes[0]}
     operation = Operation(step.name, step.path, params, step.run)
-    out = rule(operation, *operands)
-    return list(out) if isinstance(out, list) else [out]
+
+    def run(operands: list) -> list:
+        out = walking.rules[kind](operation, *operands)
+        return list(out) if isinstance(out, list) else [out]
+
+    out = run(operands)
+    return out if walking.watch is None else walking.watch(step, kind, run, operands, out)
 
 
 def _held(step: Step, operands: list) -> list:
@@ -190,7 +214,7 @@ def _affine(step: Step, operands: list, lifted: list[int]) -> list:
     return [Pair(*each) for each in zip(values, references, changes, strict=True)]
 
 
-def _scan(step: Step, operands: list, table: Rules, met: set[str]) -> list:
+def _scan(step: Step, operands: list, walking: _Walk) -> list:
     assert step.inner is not None
     inner = step.inner
     reads = [isinstance(v, Pair) and v.change is not None for v in operands]
@@ -202,10 +226,10 @@ def _scan(step: Step, operands: list, table: Rules, met: set[str]) -> list:
                 refuse(step, "it carries a whole number or truth value that depends on x")
         return [_paired(v) if lift else v for v, lift in zip(values, changing, strict=True)]
 
-    return walk.scan(step, operands, lambda values: _forward(inner, values, table, met), carry)
+    return walk.scan(step, operands, lambda values: _forward(inner, values, walking), carry)
 
 
-def _cond(step: Step, operands: list, table: Rules, met: set[str]) -> list:
+def _cond(step: Step, operands: list, walking: _Walk) -> list:
     if isinstance(operands[0], Pair):
         refuse(
             step,
@@ -217,16 +241,16 @@ def _cond(step: Step, operands: list, table: Rules, met: set[str]) -> list:
     lift = [any(each) for each in zip(*flags, strict=True)]
 
     def branch(inner: Program, values: list) -> list:
-        out = _forward(inner, values, table, met)
+        out = _forward(inner, values, walking)
         return [_paired(v) if flag else v for v, flag in zip(out, lift, strict=True)]
 
     return walk.cond(step, operands, branch)
 
 
-def _checkpoint(step: Step, operands: list, table: Rules, met: set[str]) -> list:
+def _checkpoint(step: Step, operands: list, walking: _Walk) -> list:
     assert step.inner is not None
     inner = step.inner
-    return walk.checkpoint(step, operands, lambda values: _forward(inner, values, table, met))
+    return walk.checkpoint(step, operands, lambda values: _forward(inner, values, walking))
 
 
 _CONTROL: Mapping[str, Callable[..., list]] = {
