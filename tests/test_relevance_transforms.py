@@ -132,6 +132,24 @@ def test_the_maximum_that_a_logsumexp_takes_off_keeps_nothing(x64):
     assert abs(got.gap) < 1e-5 and jnp.all(got.scores < 0)
 
 
+def test_attention_is_found_however_it_is_batched(x64):
+    """`jax.nn.dot_product_attention` moves axes between a softmax's maximum and its shift."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+
+    def plain(x):
+        return jnp.sum(jax.nn.softmax(x @ x.T * 2**-0.5) @ x)
+
+    def batched(x):
+        x = x.reshape(1, 3, 1, 2)
+        return jnp.sum(jax.nn.dot_product_attention(x, x, x))
+
+    got, want = jax.jit(lambda x: [r.lrp(f, x) for f in (batched, plain)])(x)
+    close(got.scores, want.scores, dtype="float32")  # in which it takes its softmax
+    steps = redistribution.redistributed(batched, (x,), r.LRP_EPSILON).applied
+    assert [s.name for s in steps if s.kind == "softmax"] == ["softmax"]
+    assert "reduce_max" not in {s.name for s in steps}  # nothing comes to the maximum
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("prenorm", "bfloat16"), ("relu_mlp", "float16")])
 def test_half_precision(name, dtype):
     model = decomposed_models.make(name)
@@ -210,6 +228,13 @@ def test_bad_input_is_refused_in_one_line(call, message):
     with pytest.raises(JaxplainError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_a_step_that_nothing_comes_to_needs_no_rule():
+    f = lambda x: (
+        jnp.sum(x) + lax.stop_gradient(jnp.prod(x)) + jnp.sum(x[jnp.argmax(jnp.cumprod(x))])
+    )
+    assert np.isfinite(r.lrp(f, X).gap)
 
 
 def test_a_missing_rule_names_its_module():

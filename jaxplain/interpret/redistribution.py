@@ -106,13 +106,14 @@ def _planned(
     program = _shifts_named(program, active)
     scope = lambda step: frozenset(_scope(step, table))
     program = affine.grouped(program, active, table.names, scope)
+    reached = _reached(program, active)
     makers = {i: step for step in program.steps for i in step.outputs}
     behind = {i for i, flag in zip(program.inputs, mixed, strict=True) if flag}
     actions = []
     for step in program.steps:
         table.met.update(scope(step))
         lifted = tuple(n for n, i in enumerate(step.inputs) if i in active)
-        if not lifted or active.isdisjoint(step.outputs):
+        if not lifted or reached.isdisjoint(step.outputs):
             actions.append(Action(step, None, ()))
             continue
         later = [i in behind for i in step.inputs]
@@ -142,7 +143,7 @@ def _shifts_named(program: Program, active: set[int]) -> Program:
     It is no constant of the model, to keep a part: by it, scores would be divided by 0.
     """
     makers = {i: step for step in program.steps for i in step.outputs}
-    passing = patterns.MOVES | {"stop_gradient", "max", "pmax", "select_n", "elementwise"}
+    passing = affine.RELAYOUT | {"stop_gradient", "max", "pmax", "select_n", "elementwise"}
 
     def is_maximum(number: int) -> bool:
         todo, stopped = [number], False
@@ -162,7 +163,28 @@ def _shifts_named(program: Program, active: set[int]) -> Program:
         shifts = step.inputs[0] in active or step.name == "add"
         return step._replace(name=SHIFT) if shifts and any(map(is_maximum, others)) else step
 
-    return program._replace(steps=tuple(map(named, program.steps)))
+    steps = list(map(named, program.steps))
+    shifts = {step.outputs[0]: step for step in steps if step.name == SHIFT}
+    for n, step in enumerate(steps):  # a softmax is one of what came before the shift
+        if step.name == "softmax" and step.inputs[0] in shifts:
+            steps[n] = _joined(shifts[step.inputs[0]], step)
+    return program._replace(steps=tuple(steps))
+
+
+def _joined(first: Step, then: Step) -> Step:
+    """One step for two, of which the second reads the first."""
+    size = len(first.inputs)
+    run = lambda values: then.run([*first.run(values[:size]), *values[size:]])
+    return then._replace(inputs=(*first.inputs, *then.inputs[1:]), run=run, inner=None)
+
+
+def _reached(program: Program, active: Collection[int]) -> set[int]:
+    """The active values that anything comes to from the outputs."""
+    found = set(program.outputs).intersection(active)
+    for step in reversed(program.steps):
+        if not found.isdisjoint(step.outputs):
+            found |= {i for i in step.inputs if i in active}
+    return found
 
 
 def _control(

@@ -226,7 +226,7 @@ def absorbed(
     Returns:
         One `Applied(name, path, kind, rule, count)` for each of `K` rules, names and module paths,
         and `[K]` in f's units, float32 or wider. With the sum of scores they add up to f(x), but
-        for what is lost to constants that `jnp.where` picks. Cost: as `lrp`.
+        for what comes to constants in an element's place, as of `jnp.where`. Cost: as `lrp`.
 
     Raises:
         As `lrp`.
