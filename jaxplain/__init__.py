@@ -7,6 +7,7 @@ from jaxplain.interpret.parts import MissingRule as MissingRule
 from jaxplain.methods import contextual as contextual
 from jaxplain.methods import deeplift as deeplift
 from jaxplain.methods import groups as groups
+from jaxplain.methods import relevance as relevance
 from jaxplain.methods.concepts import ConceptInformation as ConceptInformation
 from jaxplain.methods.concepts import concept_information as concept_information
 from jaxplain.methods.contextual import CD_ACD as CD_ACD
@@ -49,6 +50,14 @@ from jaxplain.methods.rectified import deconvnet as deconvnet
 from jaxplain.methods.rectified import guided_backprop as guided_backprop
 from jaxplain.methods.rectified import unit_of as unit_of
 from jaxplain.methods.regression import kernel_shap as kernel_shap
+from jaxplain.methods.relevance import ATTN_LRP as ATTN_LRP
+from jaxplain.methods.relevance import CP_LRP as CP_LRP
+from jaxplain.methods.relevance import LRP_ALPHA1_BETA0 as LRP_ALPHA1_BETA0
+from jaxplain.methods.relevance import LRP_ALPHA2_BETA1 as LRP_ALPHA2_BETA1
+from jaxplain.methods.relevance import LRP_EPSILON as LRP_EPSILON
+from jaxplain.methods.relevance import LRP_GAMMA as LRP_GAMMA
+from jaxplain.methods.relevance import LRP_ZERO as LRP_ZERO
+from jaxplain.methods.relevance import lrp as lrp
 from jaxplain.methods.shapley import exact_shapley as exact_shapley
 from jaxplain.methods.shapley import shapley_sampling as shapley_sampling
 from jaxplain.methods.smooth import smooth as smooth

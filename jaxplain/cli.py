@@ -74,7 +74,9 @@ def explain(
     scores add up to f(x) - f(baseline): what the model says of the sentence, less what it says of
     an empty one. The gap is what the sum misses, as a share of that difference. It is the
     explanation's own error estimate: below 1% is good, and more `--steps` (more gradients along
-    the way from the baseline to the sentence; time grows with them) make it smaller.
+    the way from the baseline to the sentence; time grows with them) make it smaller. DeepLIFT's
+    (`deep_lift`, `deep_shap`) is rounding alone. `lrp` hands down f(x) itself, and its conservation
+    gap is what constants in the model keep.
 
     **Contextual decomposition.** `--method contextual_decomposition` splits every value inside the
     model into what came from one token and the rest; `--method acd` does so for whole phrases, and
@@ -245,7 +247,8 @@ def list_methods() -> int:
     A complete method's scores add up to f(x) - f(baseline), and its gap says how nearly.
     """
     for name, method in METHODS.items():
-        marks = [mark for mark, yes in (("complete", method.complete),) if yes]
+        claims = (("complete", method.complete), ("conserving", method.conserving))
+        marks = [mark for mark, yes in claims if yes]
         marks += ["samples: see --seed"] * method.needs_key
         marks += ["needs references: see --background"] * method.needs_baselines
         marks += ["needs a model with ReLUs"] * method.needs_relu

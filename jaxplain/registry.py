@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain import baselines
-from jaxplain.methods import contextual
+from jaxplain.methods import contextual, relevance
 from jaxplain.methods.deeplift import DEEP_LIFT, deep_lift, deep_shap
 from jaxplain.methods.gradient import input_x_gradient, saliency
 from jaxplain.methods.lime import lime
@@ -41,6 +41,7 @@ class Method(NamedTuple):
         summary: one line.
         complete: scores sum to f(x) - f(baseline), and gap says how nearly; for a sampling method,
             in expectation.
+        conserving: scores sum to f(x) less what constants in f keep, and gap says how much that is.
         dummy: an input that f ignores scores exactly 0.
         linearity: scores of a f + b g are a times those of f + b times those of g, by equal keys.
         symmetry: inputs that f treats alike, equal in x and in the baseline, score alike; for a
@@ -59,6 +60,7 @@ class Method(NamedTuple):
     function: Callable[..., Any]
     summary: str
     complete: bool = False
+    conserving: bool = False
     dummy: bool = True
     linearity: bool = True
     symmetry: bool = True
@@ -84,6 +86,19 @@ DECOMPOSITIONS: Mapping[str, contextual.Rules] = MappingProxyType(
         "lstm": contextual.CD_LSTM,
         "transformer": contextual.CD_TRANSFORMER,
         "transformer_qk": contextual.CD_TRANSFORMER_QK,
+    }
+)
+_RELEVANCE = MappingProxyType(
+    {
+        "epsilon": relevance.LRP_EPSILON,
+        "zero": relevance.LRP_ZERO,
+        "gamma": relevance.LRP_GAMMA,
+        "alpha2_beta1": relevance.LRP_ALPHA2_BETA1,
+        "alpha1_beta0": relevance.LRP_ALPHA1_BETA0,
+        "epsilon_plus": relevance.epsilon_plus(),
+        "attention": relevance.ATTN_LRP,
+        "attention_held": relevance.CP_LRP,
+        "deep_taylor": relevance.deep_taylor(),
     }
 )
 _RESCALE = MappingProxyType({"rescale": DEEP_LIFT})
@@ -156,6 +171,16 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 implementation_invariance=False,
                 needs_baselines=True,
                 rules=_RESCALE,
+            ),
+            Method(
+                "lrp",
+                relevance.lrp,
+                "the score itself, handed back through every step by a rule",
+                conserving=True,
+                linearity=False,
+                symmetry=False,
+                implementation_invariance=False,
+                rules=_RELEVANCE,
             ),
             Method(
                 "feature_ablation",

@@ -96,6 +96,17 @@ def test_scores_sum_to_the_difference(name, model_name):
     assert 0 < abs(gaps.mean()) < 5 * error
 
 
+@claiming("conserving")
+def test_scores_sum_to_the_output_but_for_what_constants_keep(name, model_name):
+    got, model = explained(name, model_name)["f"], small_models.make(model_name)
+    total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(got.scores))
+    close(got.gap + model.f(model.x), total, factor=5)
+    if model_name == "attention":  # without its offset of variances, nothing in it is constant
+        held = METHODS[name].rules["attention_held"]
+        kept = METHODS[name].function(model.f, model.x, rules=held)
+        close(kept.gap + model.f(model.x), model.f(model.x), factor=5)
+
+
 @claiming("dummy")
 def test_what_f_ignores_scores_zero(name, model_name):
     used, ignored = explained(name, model_name)["f"].scores

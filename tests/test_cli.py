@@ -148,6 +148,7 @@ def test_every_method_scores_tokens(type_in, method):
     )
     assert code == 0, err
     assert ("completeness gap" in out) == known.complete
+    assert ("conservation gap" in out) == known.conserving
     for record in jxp.load("R"):
         attribution = record.result["attribution"]
         assert np.isfinite(attribution.scores).all()

@@ -101,7 +101,7 @@ def sentence(found: Survey, speed: str | None = None) -> str:
         facts.append(f"{web.percent(found.correct / found.labelled)} predicted rightly")
     if len(found.gaps):
         facts.append(
-            "completeness gap "
+            f"{found.gap_name} "
             + ", ".join(
                 f"{name} {take(found.gaps):.2g} ({web.share(float(take(found.relative_gaps)))})"
                 for name, take in (("median", np.median), ("largest", np.max))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxplain.hierarchy import Hierarchy, members
+from jaxplain.registry import METHODS
 from jaxplain.report.results import field, layer_numbers, leaves, number, word_information
 from jaxplain.report.words import words
 from jaxplain.run.store import Record
@@ -106,6 +107,7 @@ class Survey(NamedTuple):
         residual: the largest of any example; None where no method decomposes f(x).
         informed: how many hold word information.
         curves: `curves.Curves` of these, where it was asked for.
+        conserving: whether gaps are of methods that hand down f(x), so that constants keep some.
     """
 
     views: list[View]
@@ -121,6 +123,17 @@ class Survey(NamedTuple):
     residual: float | None
     informed: int = 0
     curves: Any = None
+    conserving: bool = False
+
+    @property
+    def gap_name(self) -> str:
+        """What the gaps are called."""
+        return "conservation gap" if self.conserving else "completeness gap"
+
+    @property
+    def gap_of(self) -> str:
+        """What relative gaps are shares of."""
+        return "|f(x)|" if self.conserving else "|f(x) − f(baseline)|"
 
 
 def part(
@@ -286,6 +299,7 @@ def survey(
         cells += sum(part.scores.size for part in maps)
         if len(views) < limit and (cells <= CELLS or not views):
             views.append(seen)
+    method = METHODS.get(str(configuration.get("method")))
     ordered = dict(sorted(reasons.items(), key=lambda item: -item[1]))
     return Survey(
         views,
@@ -295,4 +309,5 @@ def survey(
         gaps=np.array(gaps),
         relative_gaps=np.array(relative),
         residual=max(residuals, default=None),
+        conserving=bool(method and method.conserving),
     )

@@ -152,8 +152,8 @@ def histogram(values: np.ndarray) -> Markup | None:
         shapes.append(f'<text x="{x:.1f}" y="122" text-anchor="{anchor}">{label}%</text>')
     line = f'<path d="M0 {floor}H{width}" stroke="currentColor" stroke-opacity=".4"/>'
     return Markup(
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="distribution of the relative '
-        f'completeness gap">{"".join(shapes)}{line}</svg>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="distribution of relative '
+        f'gaps">{"".join(shapes)}{line}</svg>'
     )
 
 
@@ -170,7 +170,7 @@ def tiles(found: Survey) -> list[dict[str, str]]:
     if len(found.gaps):
         for name, take in (("median", np.median), ("largest", np.max)):
             part = share(float(take(found.relative_gaps)))
-            rows.append((f"{take(found.gaps):.2g}", f"{name} completeness gap; share {part}"))
+            rows.append((f"{take(found.gaps):.2g}", f"{name} {found.gap_name}; share {part}"))
     if found.residual is not None:
         rows.append((brief(found.residual), "largest |relevant + irrelevant − f(x)|"))
     if found.curves is not None:
@@ -194,10 +194,12 @@ def advice(found: Survey, configuration: Mapping[str, Any]) -> str | None:
     options = options if isinstance(options, Mapping) else {}
     ways = [f"raise --{name}" for name in ("steps", "samples") if name in options]
     ways += ["choose another --baseline"] * ("baseline" in options)
+    if found.conserving:
+        ways = ["it is what biases and some rules keep; jaxplain.coverage(f, x, rules) says which"]
     return (
         f"{large:,} of {len(found.gaps):,} examples {'has' if large == 1 else 'have'} a "
-        f"completeness gap above {share(LARGE)} "
-        f"of |f(x) − f(baseline)|: {' or '.join(ways) or 'take their scores as approximate'}"
+        f"{found.gap_name} above {share(LARGE)} "
+        f"of {found.gap_of}: {' or '.join(ways) or 'take their scores as approximate'}"
     )
 
 
@@ -272,8 +274,8 @@ def render(info: Mapping[str, Any], found: Survey) -> str:
         two_sided=two_sided(found.views),
         ends=ends(found.views),
         histogram=histogram(found.relative_gaps),
-        caption="How many examples have which completeness gap: what the scores' sum misses, as "
-        "a share of |f(x) − f(baseline)|, on a logarithmic scale.",
+        caption=f"How many examples have which {found.gap_name}: what the scores' sum misses, as "
+        f"a share of {found.gap_of}, on a logarithmic scale.",
         advice=advice(found, configuration),
         colours=colours,
         cell="1rem" if found.curves and len(found.curves.layers) < 5 else ".68rem",
