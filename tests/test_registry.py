@@ -1,6 +1,7 @@
 """The table of methods: names, options, and how text becomes a configured method."""
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -126,3 +127,23 @@ def test_what_cannot_be_configured_is_refused_in_one_line(name, given, message):
 def test_configure_evaluates_nothing():
     with jax.transfer_guard("disallow"):
         configure("integrated_gradients", {"steps": "3"})
+
+
+def test_readme_has_the_table():
+    """`python -m tests.test_registry` prints it."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert readme_table() in readme
+
+
+def readme_table() -> str:
+    rows = ["| method | | claims | needs |", "| --- | --- | --- | --- |"]
+    for m in METHODS.values():
+        claims = {"complete": m.complete, "conserving": m.conserving, "sampling": m.needs_key}
+        needs = {"baselines": m.needs_baselines, "ReLUs": m.needs_relu}
+        claimed, needed = (", ".join(n for n, y in d.items() if y) for d in (claims, needs))
+        rows.append(f"| `{m.name}` | {m.summary} | {claimed} | {needed} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(readme_table())
