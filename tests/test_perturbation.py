@@ -230,6 +230,14 @@ def test_memory_does_not_grow_with_samples_or_windows():
         lambda x: jxp.shapley_sampling(model.f, x, key=jax.random.key(0), samples=n, chunk=4)
     )
     assert taken(sampled(400)) < 1.1 * taken(sampled(40))
+    groups = np.arange(8)[:, None, None]
+    fitted = lambda n: (
+        lambda x: jxp.kernel_shap(
+            model.f, x, key=jax.random.key(0), groups=groups, samples=n, chunk=4
+        )
+    )
+    # A number for what each coalition is worth.
+    assert taken(fitted(240)) < taken(fitted(120)) + 16 * 120
     slid = lambda w: lambda x: jxp.occlusion(model.f, x, window=w, chunk=4)
     # 4 windows of half the side, against 128 single entries: a byte or two for each of these.
     assert taken(slid(1)) < taken(slid((4, 4, 2))) + 2 * model.x.nbytes

@@ -2,15 +2,16 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.coalitions import game, many
+from jaxplain.methods.coalitions import game
 from jaxplain.methods.path import Baseline
-from jaxplain.methods.sampling import wide
+from jaxplain.methods.sampling import layout, wide
 from jaxplain.types import (
     Array,
     JaxplainError,
@@ -21,6 +22,7 @@ from jaxplain.types import (
 )
 
 EXTRA = 2048  # samples beyond two for each player, where the caller does not say
+ROWS = 256  # pairs at once, where none is evaluated
 
 
 def kernel_shap(
@@ -53,8 +55,8 @@ def kernel_shap(
         groups: as in `feature_ablation`; None makes every entry a player.
         samples: coalitions, an even number of at least 4 M; default 2 M + 2048, and no more than
             there are. The standard error falls with its root.
-        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, and `samples`
-            times M numbers.
+        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, `samples` numbers
+            and M by M of them.
 
     Returns:
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
@@ -96,9 +98,9 @@ def kernel_shap(
         values, error = total[None], jnp.zeros(1, total.dtype)
     else:
         design = _all(m) if count == every else _drawn(key, m, count)
-        count = len(design.held)
-        worth = many(lambda i: table.worth(design.held[i]), count, table.chunk) - table.nothing
-        values, error = _fit(design, worth, total)
+        count = 2 * len(design.weight)
+        worth = lambda held: table.worth(held) - table.nothing
+        values, error = _fit(design, m, worth, total, table.chunk)
     return SampledAttribution(
         table.scores(x, values),
         table.whole,
@@ -109,23 +111,23 @@ def kernel_shap(
 
 
 class _Design(NamedTuple):
-    """Coalitions to evaluate: the second half are the complements of the first.
+    """Coalitions to evaluate, each with its complement.
 
     Attributes:
-        held: `[count, M]` bool; in each half, those drawn at random come first.
-        weight: `[count]`, which sum to 1.
-        drawn: how many of a half were drawn.
-        share: what all drawn ones together weigh.
+        row: a whole number below N to a coalition, `[M]` bool; those drawn at random come first.
+        weight: `[N]` of each, and of its complement; sums to 1/2.
+        drawn: how many were drawn.
+        share: what all drawn ones and their complements together weigh.
     """
 
-    held: Array
-    weight: Array
+    row: Callable[[Array], Array]
+    weight: np.ndarray
     drawn: int
     share: float
 
 
 def _drawn(key: Array, m: int, count: int) -> _Design:
-    """`count` coalitions by the kernel's weights.
+    """`count / 2` coalitions by the kernel's weights.
 
     Sizes of which as many would be drawn as there are coalitions are listed instead: the smallest
     and largest ones.
@@ -139,75 +141,107 @@ def _drawn(key: Array, m: int, count: int) -> _Design:
         if left * mass < share * many_of:
             break
         half = np.zeros((many_of // 2, m), bool)
-        for row, members in enumerate(itertools.combinations(range(m), few)):
-            half[row, list(members)] = True
+        for place, members in enumerate(itertools.combinations(range(m), few)):
+            half[place, list(members)] = True
         listed.append(half)
         weights.append(np.full(len(half), mass / many_of))
         left, share = left - many_of, share - mass
-    first = len(listed)  # the smallest size that is drawn
-    size, odds = size[first - 1 : m - first], odds[first - 1 : m - first]
-    draws = left // 2
-    if not draws or not len(size):
-        draws, share = 0, 0.0
-    held = jnp.asarray(np.concatenate(listed))
-    if draws:
-        how_many, who = jax.random.split(key)
-        cuts = jnp.asarray(np.cumsum(odds / odds.sum())[:-1], jnp.float32)
-        place = jnp.searchsorted(cuts, jax.random.uniform(how_many, (draws,)), side="right")
-        some = _subsets(who, jnp.asarray(size)[place], m)
-        held = jnp.concatenate([some, held])
+    few = len(listed)  # the smallest size that is drawn
+    size, odds = size[few - 1 : m - few], odds[few - 1 : m - few]
+    draws = left // 2 if len(size) else 0
+    cuts = jnp.asarray(np.cumsum(odds / odds.sum())[:-1], jnp.float32)
+    table = jnp.asarray(np.concatenate(listed))
+
+    def drawn(i: Array) -> Array:
+        how_many, who = jax.random.split(jax.random.fold_in(key, i))
+        place = jnp.searchsorted(cuts, jax.random.uniform(how_many), side="right")
+        lots = jax.random.bits(who, (m,))
+        if m <= 64:  # comparing all pairs is less work than sorting
+            return jnp.sum(lots[None, :] < lots[:, None], axis=-1) < jnp.asarray(size)[place]
+        return lots <= jnp.sort(lots)[jnp.asarray(size)[place] - 1]
+
+    def row(i: Array) -> Array:
+        if not len(table):
+            return drawn(i)
+        known = table[jnp.clip(i - draws, 0, len(table) - 1)]
+        return jnp.where(i < draws, drawn(i), known) if draws else known
+
     weight = np.concatenate([np.full(draws, share / max(2 * draws, 1)), *weights])
-    weight = np.concatenate([weight, weight])
-    return _Design(jnp.concatenate([held, ~held]), jnp.asarray(weight / weight.sum()), draws, share)
+    return _Design(row, weight / (2 * weight.sum()), draws, share if draws else 0.0)
 
 
 def _all(m: int) -> _Design:
     """All coalitions but nobody and everybody."""
-    number = np.arange(1, 2 ** (m - 1))  # those without the last player, and their complements
-    held = (number[:, None] >> np.arange(m)) & 1 == 1
-    size = held.sum(1)
+    number = np.arange(1, 2 ** (m - 1))  # those without the last player; their complements have it
+    size = np.array([int(n).bit_count() for n in number])
     ways = np.array([math.comb(m, s) for s in range(m)], float)
     weight = 1 / (ways[size] * size * (m - size))
-    weight = np.concatenate([weight, weight])
-    return _Design(
-        jnp.asarray(np.concatenate([held, ~held])), jnp.asarray(weight / weight.sum()), 0, 0.0
-    )
+    row = lambda i: ((i + 1) >> jnp.arange(m)) & 1 == 1
+    return _Design(row, weight / (2 * weight.sum()), 0, 0.0)
 
 
-def _subsets(key: Array, sizes: Array, m: int) -> Array:
-    """Of each size, a random subset of m: `[N, m]` bool."""
-    lots = jax.random.bits(key, (len(sizes), m))
-    if m <= 64:  # comparing all pairs is less work than sorting
-        rank = jnp.sum(lots[:, None, :] < lots[:, :, None], axis=-1)
-        return rank < sizes[:, None]
-    last = jnp.take_along_axis(jnp.sort(lots, axis=-1), sizes[:, None] - 1, axis=-1)
-    return lots <= last
-
-
-def _fit(design: _Design, worth: Array, total: Array) -> tuple[Array, Array]:
+def _fit(
+    design: _Design, m: int, worth: Callable[[Array], Array], total: Array, chunk: int
+) -> tuple[Array, Array]:
     """Values `[M]` that add up to `total`, and their standard errors by the pairs that were drawn.
 
     The last player's value is what the others leave of the total: that is the constraint. NaN where
-    the coalitions do not tell the players apart.
+    the coalitions do not tell the players apart. Memory is that of `chunk` evaluations, and of what
+    they gave; coalitions are made anew wherever they are read.
     """
-    held, weight = design.held.astype(worth.dtype), design.weight.astype(worth.dtype)[:, None]
-    last = held[:, -1:]
-    columns = held[:, :-1] - last
-    gram = columns.T @ (weight * columns)
-    side = columns.T @ (weight[:, 0] * (worth - last[:, 0] * total))
+    dtype = total.dtype
+
+    def columns(held: Array) -> tuple[Array, Array]:
+        held = held.astype(dtype)
+        return held[:-1] - held[-1:], held[-1]
+
+    def both(i: Array) -> Array:
+        held = design.row(i)
+        return jnp.stack([held, ~held])
+
+    def add(state: tuple, xs: tuple) -> tuple:
+        """One chunk's part of the normal equations, and what its coalitions are worth."""
+        index, weight = xs
+        held = jax.vmap(both)(index).reshape(-1, m)
+        gave = jax.vmap(worth)(held)
+        column, last = jax.vmap(columns)(held)
+        weighted = jnp.repeat(weight.astype(dtype), 2)[:, None] * column
+        gram, side = state
+        gram, side = gram + weighted.T @ column, side + weighted.T @ (gave - last * total)
+        return (gram, side), gave.reshape(-1, 2)
+
+    # Two of each row: a pair.
+    index, real = layout(len(design.weight), max(1, chunk // 2))
+    weight = jnp.asarray(design.weight[index] * real)
+    zero = jnp.zeros((m - 1, m - 1), dtype), jnp.zeros(m - 1, dtype)
+    (gram, side), gave = jax.lax.scan(add, zero, (jnp.asarray(index), weight))
     factor = jax.scipy.linalg.cho_factor(gram)
     first = jax.scipy.linalg.cho_solve(factor, side)
     values = jnp.append(first, total - jnp.sum(first))
-    n, half = design.drawn, len(worth) // 2
+    n = design.drawn
     if not n:
         # Not zeros of their own: where the system is singular, these are NaN as well.
         return values, values * 0
-    left = worth - held @ values
-    pairs = columns * left[:, None]
-    pairs = design.share * (pairs[:n] + pairs[half : half + n]) / 2
-    moved = jax.scipy.linalg.cho_solve(factor, pairs.T)  # [M - 1, n]
-    moved = jnp.concatenate([moved, -jnp.sum(moved, axis=0, keepdims=True)])
-    moved = moved - jnp.mean(moved, axis=1, keepdims=True)
+
+    def away(state: tuple, xs: tuple) -> tuple:
+        """Sums of the drawn pairs' parts of the normal equations that are left, and of products."""
+        index, real, gave = xs
+
+        def pair(i: Array, gave: Array) -> Array:
+            held = both(i)
+            column, _ = jax.vmap(columns)(held)
+            return jnp.mean(column * (gave - held.astype(dtype) @ values)[:, None], axis=0)
+
+        parts = jax.vmap(pair)(index, gave) * real.astype(dtype)[:, None]
+        return (state[0] + jnp.sum(parts, axis=0), state[1] + parts.T @ parts), None
+
+    index, real = layout(n, ROWS)
+    gave = gave.reshape(-1, 2)[: len(design.weight)][:n]
+    rest = jnp.asarray(index), jnp.asarray(real), gave[jnp.asarray(index)]
+    mean, products = jax.lax.scan(away, (zero[1], zero[0]), rest)[0]
+    spread = products - mean[:, None] * mean[None, :] / n
+    moved = jax.scipy.linalg.cho_solve(factor, jax.scipy.linalg.cho_solve(factor, spread).T)
     # Degrees of freedom that the fit leaves: of those it takes, these rows have their share.
-    spare = max(n - max(1.0, design.share * (len(values) - 1)), 1.0)
-    return values, jnp.sqrt(jnp.sum(moved**2, axis=1) / (n * spare))
+    spare = max(n - max(1.0, design.share * (m - 1)), 1.0)
+    variance = jnp.append(jnp.diagonal(moved), jnp.sum(moved)) / (n * spare)
+    return values, design.share * jnp.sqrt(jnp.maximum(variance, 0))
