@@ -318,7 +318,7 @@ OTHER: Any = "SII"
         (lambda f: owen_sampling(f, EIGHT, unions=EACH), "owen_sampling draws samples: pass key"),
         (lambda f: owen_sampling(f, EIGHT, unions=EACH, key=KEY), r"shape \[5\]"),
         (
-            lambda f: owen_sampling(f, EIGHT, unions=EACH, key=KEY, samples=5),
+            lambda f: owen_sampling(f, EIGHT, unions=np.arange(8), key=KEY, samples=5),
             "samples must be an even number of at least 4, not 5",
         ),
     ],

@@ -12,7 +12,7 @@ import numpy as np
 from jaxplain.interpret.compat import is_traced
 from jaxplain.methods.coalitions import game, many
 from jaxplain.methods.path import Baseline
-from jaxplain.methods.sampling import moments, wide
+from jaxplain.methods.shapley import by_orders
 from jaxplain.types import (
     Array,
     Attribution,
@@ -146,36 +146,9 @@ def owen_sampling(
     [3.0, 3.0, 4.0]
     """
     key = check_key("owen_sampling", key)
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 4 or samples % 2:
-        raise JaxplainError(
-            f"samples must be an even number of at least 4, not {samples!r}: orders come in pairs"
-        )
     table = game(f, x, groups=groups, baseline=baseline, baselines=baselines, chunk=chunk)
-    m = table.players
-    levels = _levels(unions, m)
-    count = 2 * (m - 1)  # coalitions of a pair of orders, but for nobody and all
-
-    def pair(i):
-        if not count:
-            return (wide(table.whole) - table.nothing)[None]
-        order = _order(jax.random.fold_in(key, i), levels)
-        place = jnp.zeros(m, jnp.int32).at[order].set(jnp.arange(m, dtype=jnp.int32))
-        places = jnp.stack([place, m - 1 - place])
-        joined = lambda j: table.worth(places[j // (m - 1)] <= j % (m - 1))
-        between = many(joined, count, table.chunk).reshape(2, m - 1)
-        ends = [jnp.full((2, 1), v, between.dtype) for v in (table.nothing, table.whole)]
-        steps = jnp.diff(jnp.concatenate([ends[0], between, ends[1]], axis=1), axis=1)
-        return jnp.mean(jnp.take_along_axis(steps, places, axis=1), axis=0)
-
-    drawn = moments(pair, samples // 2, max(1, table.chunk // max(count, 1)))
-    values, error = drawn.mean, drawn.standard_error()
-    return SampledAttribution(
-        table.scores(x, values),
-        table.whole,
-        table.gap(values),
-        table.scores(x, error),
-        jnp.int32(samples),
-    )
+    levels = _levels(unions, table.players)
+    return by_orders(table, x, lambda i: _places(jax.random.fold_in(key, i), levels), samples)
 
 
 def _levels(unions: np.ndarray, players: int) -> np.ndarray:
@@ -259,14 +232,16 @@ def _coalitions(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return held[first], total
 
 
-def _order(key: Array, levels: np.ndarray) -> Array:
-    """A random order of the players `[M]` that keeps every union together."""
+def _places(key: Array, levels: np.ndarray) -> Array:
+    """Each player's place `[M]` in a random order that keeps every union together."""
     keys = jax.random.split(key, len(levels))
     ranks = [
         jax.random.permutation(k, int(level.max()) + 1)[level]
         for k, level in zip(keys, levels, strict=True)
     ]
-    return jnp.lexsort(ranks[::-1])  # by the coarsest first
+    order = jnp.lexsort(ranks[::-1])  # by the coarsest first
+    players = jnp.arange(levels.shape[1], dtype=jnp.int32)
+    return jnp.zeros_like(players).at[order].set(players)
 
 
 def _round(cost: int) -> str:

@@ -4,12 +4,13 @@ Letters: `M` players: groups of inputs, or single ones. `[...]` is the shape of 
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.coalitions import game, many
+from jaxplain.methods.coalitions import Game, game, many
 from jaxplain.methods.path import Baseline
 from jaxplain.methods.sampling import moments, wide
 from jaxplain.types import (
@@ -139,24 +140,38 @@ def shapley_sampling(
     [3.0, 3.0, 4.0]
     """
     key = check_key("shapley_sampling", key)
+    table = game(f, x, groups=groups, baseline=baseline, baselines=baselines, chunk=chunk)
+    place = lambda i: jax.random.permutation(jax.random.fold_in(key, i), table.players)
+    return by_orders(table, x, place, samples)
+
+
+def by_orders(
+    table: Game, x: PyTree, place: Callable[[Array], Array], samples: int
+) -> SampledAttribution:
+    """What players add when they join, averaged over orders and the same ones backwards.
+
+    Args:
+        table: the game.
+        x: the example.
+        place: from the number of a pair of orders, the place of each player in the first, `[M]`.
+        samples: orders.
+    """
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 4 or samples % 2:
         raise JaxplainError(
             f"samples must be an even number of at least 4, not {samples!r}: orders come in pairs"
         )
-    table = game(f, x, groups=groups, baseline=baseline, baselines=baselines, chunk=chunk)
     m = table.players
     count = 2 * (m - 1)  # coalitions of a pair of orders, but for nobody and all
 
-    def pair(i):
-        place = jax.random.permutation(jax.random.fold_in(key, i), m)
-        places = jnp.stack([place, m - 1 - place])
+    def pair(i: Array) -> Array:
         if not count:
             return (wide(table.whole) - table.nothing)[None]
+        first = place(i)
+        places = jnp.stack([first, m - 1 - first])
         joined = lambda j: table.worth(places[j // (m - 1)] <= j % (m - 1))
         between = many(joined, count, table.chunk).reshape(2, m - 1)
         ends = [jnp.full((2, 1), v, between.dtype) for v in (table.nothing, table.whole)]
-        worth = jnp.concatenate([ends[0], between, ends[1]], axis=1)
-        steps = jnp.diff(worth, axis=1)
+        steps = jnp.diff(jnp.concatenate([ends[0], between, ends[1]], axis=1), axis=1)
         return jnp.mean(jnp.take_along_axis(steps, places, axis=1), axis=0)
 
     drawn = moments(pair, samples // 2, max(1, table.chunk // max(count, 1)))
