@@ -184,6 +184,10 @@ def _ruled(kind: str, step: Step, operands: list, walking: _Walk) -> list:
     params = step.params
     if step.name == "softmax" and step.inner is not None:
         axes = [s.params["axes"] for s in step.inner.steps if s.name == "reduce_sum"]
+        if not axes:
+            refuse(
+                step, "it has no sum over its scores: mark it by another name and give it a rule"
+            )
         params = {"axes": axes[0]}
     operation = Operation(step.name, step.path, params, step.run)
 
