@@ -70,7 +70,8 @@ def test_baselines_by_name_function_and_array(key):
 def test_every_method_is_configured_and_runs(name, key):
     given = {"baselines": jnp.zeros((2, 3))} if METHODS[name].needs_baselines else {}
     bend = jax.nn.relu if METHODS[name].needs_relu else lambda x: x
-    got = configure(name, given)(lambda x: jnp.sum(bend(x) ** 2), jnp.ones(3), key=key)
+    explain = configure(name, given)
+    got = jax.jit(lambda x: explain(lambda x: jnp.sum(bend(x) ** 2), x, key=key))(jnp.ones(3))
     assert got.scores.shape == (3,) and float(got.output) == 3
     if METHODS[name].needs_key:
         with pytest.raises(JaxplainError, match="pass key"):
