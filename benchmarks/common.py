@@ -20,6 +20,8 @@ from jaxplain.models import TextModel
 from jaxplain.run.sources import TextSource, read_texts
 from jaxplain.run.text import explain_text
 
+WARM, TIMED = 0.3, 0.2  # seconds; OpenMP's threads wait actively for up to 0.2
+
 
 def parse(description: str, **defaults: Any) -> argparse.Namespace:
     """Options of a benchmark; each default gives the option its type."""
@@ -49,17 +51,33 @@ def block(value: Any) -> Any:
     return jax.block_until_ready(value)
 
 
-def paired(sides: Sequence[Callable[[], Any]], repeats: int) -> list[list[float]]:
-    """Seconds of each side, taken in turns so that a drift of the machine hits all alike."""
+def paired(
+    sides: Sequence[Callable[[], Any]], repeats: int, sustained: bool = False
+) -> list[list[float]]:
+    """Seconds of each side, taken in turns so that a drift of the machine hits all alike.
+
+    With `sustained`, a turn is calls for 0.3 s that do not count, and the average of those for
+    another 0.2 s: another framework's threads keep a core busy for some time while they wait for
+    work, caches are its own, and threads that slept are slow to wake.
+    """
     for side in sides:
         block(side())
     seconds: list[list[float]] = [[] for _ in sides]
     for _ in range(repeats):
         for side, mine in zip(sides, seconds, strict=True):
-            began = time.perf_counter()
-            block(side())
-            mine.append(time.perf_counter() - began)
+            if sustained:
+                average(side, WARM)
+            mine.append(average(side, TIMED if sustained else 0))
     return seconds
+
+
+def average(side: Callable[[], Any], least: float) -> float:
+    """Seconds of a call, over as many as take `least` seconds, and one at least."""
+    calls, began = 0, time.perf_counter()
+    while not calls or time.perf_counter() - began < least:
+        block(side())
+        calls += 1
+    return (time.perf_counter() - began) / calls
 
 
 def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:

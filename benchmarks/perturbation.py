@@ -44,7 +44,7 @@ SEEDS = 10
 
 def speed(bound: int, name: str, ours: Any, theirs: Any, agree: bool, options: Any, **row: Any):
     """Both sides in turns, and the row."""
-    a, b = paired([ours, theirs], options.repeats)
+    a, b = paired([ours, theirs], options.repeats, sustained=True)
     ratio = median_ratio(b, a)
     report(
         f"perturbation {name}",
@@ -74,7 +74,7 @@ def forwards(batch: peer.Sentences, theirs: peer.Captum, options: Any) -> dict[s
     score = jax.jit(jax.vmap(batch.model.score, (None, 0, 0)))
     x, mask = jnp.tile(batch.x, (16, 1, 1)), jnp.tile(batch.mask, (16, 1))
     ours = lambda: score(batch.model.params, x, mask)
-    seconds = paired([ours, theirs.forward], 3 * options.repeats)
+    seconds = paired([ours, theirs.forward], 3 * options.repeats, sustained=True)
     mine, other = (1e6 * float(np.median(s)) / len(x) for s in seconds)
     return {"jax_forward_us": mine, "torch_forward_us": other}
 
@@ -84,7 +84,7 @@ def against_captum(options: Any, name: str, method: Any, peer_name: str, orders:
     batch = peer.sentences(options.batch)
     theirs = peer.captum(batch, options.threads)
     job, (_, tokens) = batch.job(), batch.mask.shape
-    sizes = sorted({min(n, tokens) for n in (1, 4, 16, 64)})
+    sizes = sorted({min(n, tokens) for n in (1, 4, 16)} | {2 * tokens - 2})
     given, others = ({}, {}) if orders is None else ({"samples": orders}, {"n_samples": orders})
     mine = {n: peer.explain(job, method, chunk=n, **given) for n in sizes}
     call = lambda n: lambda: theirs.attribute(peer_name, perturbations_per_eval=n, **others)

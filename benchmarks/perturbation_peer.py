@@ -1,7 +1,6 @@
 """What `perturbation` times: sentences and a table, both sides of each comparison."""
 
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import block, sst2
+from benchmarks.common import paired, sst2
 from jaxplain import models
 from jaxplain.models import TextModel
 from jaxplain.run.sources import read_texts
@@ -207,18 +206,11 @@ def shap_explainer(job: Job, background: np.ndarray, samples: int, rows: int) ->
     return batch
 
 
-def best(calls: Mapping[Any, Callable[[], Any]], tries: int = 3) -> Any:
+def best(calls: Mapping[Any, Callable[[], Any]]) -> Any:
     """The setting whose calls take the least time."""
-    seconds = {}
-    for setting, call in calls.items():
-        block(call())
-        took = []
-        for _ in range(tries):
-            began = time.perf_counter()
-            block(call())
-            took.append(time.perf_counter() - began)
-        seconds[setting] = min(took)
-    return min(seconds, key=seconds.__getitem__)
+    sides = list(calls.values())
+    medians = [float(np.median(seconds)) for seconds in paired(sides, 3, sustained=True)]
+    return list(calls)[int(np.argmin(medians))]
 
 
 def apart(mine: list[np.ndarray], theirs: list[np.ndarray]) -> tuple[float, float, float]:

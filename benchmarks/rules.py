@@ -59,7 +59,7 @@ def cost(options: Any, name: str) -> None:
         ready(model, examples, deep_lift),
         ready(model, examples, lrp),
     ]
-    gradient, *others = paired(sides, options.repeats)
+    gradient, *others = paired(sides, options.repeats, sustained=True)
     ratios = dict(zip(MOST, (median_ratio(s, gradient) for s in others), strict=True))
     report(
         "rules cost",
@@ -86,7 +86,7 @@ def captum(options: Any) -> None:
         return attr.DeepLift(network).attribute(x, target=target, additional_forward_args=mask)
 
     ours = ready(model, examples, deep_lift)
-    a, b = paired([ours, lambda: theirs().detach().numpy()], options.repeats)
+    a, b = paired([ours, lambda: theirs().detach().numpy()], options.repeats, sustained=True)
     with torch.no_grad():
         pick = lambda v: network(v, mask).gather(1, target[:, None])[:, 0].numpy()
         difference = pick(x) - pick(torch.zeros_like(x))
