@@ -209,6 +209,10 @@ def swish(x):
 swish.defvjp(lambda x: (swish(x), x), lambda x, g: (g,))  # whatever its derivative says
 
 
+def masked(x):
+    return jnp.where(jnp.arange(6) < 4, x, -jnp.inf)
+
+
 def attention(v):
     return nn.dot_product_attention(v, v, v)
 
@@ -222,6 +226,11 @@ STEPS = {
     "stop gradient": lambda x: jnp.sum(lax.stop_gradient(x) * x),
     "log softmax": lambda x: jax.nn.log_softmax(x * 3)[2],
     "logsumexp": lambda x: jax.nn.logsumexp(x, where=jnp.arange(6) < 4),
+    "infinite mask": lambda x: jax.nn.softmax(masked(x)) @ jnp.arange(6.0),
+    "infinite mask by hand": lambda x: jnp.exp(masked(x)) @ x / jnp.exp(masked(x)).sum(),
+    "masked maximum": lambda x: (
+        jnp.max(masked(x)) + jnp.exp(jnp.max(masked(x)[2:].reshape(2, 2), 1)).sum()
+    ),
     "softmax far apart": lambda x: jax.nn.softmax(x * 400) @ jnp.arange(6.0),
     "softmax over two axes": lambda x: jnp.max(jax.nn.softmax(x.reshape(2, 3), axis=(0, 1)), 0)[1],
     "maximum of two": lambda x: jnp.sum(jnp.maximum(x[:3] * 2, x[3:])),

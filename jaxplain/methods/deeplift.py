@@ -44,12 +44,12 @@ def rescale(operation: Operation, *operands: Any) -> Pair:
         return operation(*operands[:at], v, *operands[at + 1 :])
 
     value, reference = run(x.value), run(x.reference)
-    half = x.reference + (x.value - x.reference) / 2
+    half = _average(x)
     if value.shape == half.shape:  # not forwards, which a custom_vjp has no derivative for
         derivative = wide(jax.vjp(run, half)[1](jnp.ones_like(value))[0])
     else:
         derivative = wide(jax.jvp(run, (half,), (jnp.ones_like(half),))[1])
-    move, moved = wide(x.value) - wide(x.reference), wide(value) - wide(reference)
+    move, moved = _difference(x.value, x.reference), _difference(value, reference)
     noise = 2 * float(jnp.finfo(value.dtype).eps) * jnp.maximum(jnp.abs(value), jnp.abs(reference))
     same = (jnp.abs(derivative * move - moved) <= wide(noise)) | (move == 0)
     ratio = moved / jnp.where(same, 1, move)
@@ -118,9 +118,9 @@ def winner(operation: Operation, *operands: Any) -> Pair:
     value, reference = pick(x.value, here), pick(x.reference, there)
     higher = sign * value >= sign * reference
     place = jnp.where(higher, here, there)
-    move = pick(x.value, place) - pick(x.reference, place)
-    slope = jnp.where(move == 0, 1, (value - reference) / jnp.where(move == 0, 1, move))
-    return Pair(value, reference, slope * pick(x.change, place))
+    move = _difference(pick(x.value, place), pick(x.reference, place))
+    slope = jnp.where(move == 0, 1, _difference(value, reference) / jnp.where(move == 0, 1, move))
+    return Pair(value, reference, slope.astype(value.dtype) * pick(x.change, place))
 
 
 DEEP_LIFT: Mapping[str, pairs.Rule] = MappingProxyType(
@@ -263,13 +263,19 @@ def _lifted(f: ScalarFunction, x: PyTree, start: PyTree, rules: Mapping) -> Attr
     return Attribution(scores, output, residual(scores, wide(output) - wide(reference)))
 
 
+def _difference(value: Array, reference: Array) -> Array:
+    """0 also between infinities, which masks are made of."""
+    return jnp.where(value == reference, 0, wide(value) - wide(reference))
+
+
 def _average(x: Pair) -> Array:
-    return x.reference + (x.value - x.reference) / 2
+    half = x.reference + (x.value - x.reference) / 2
+    return jnp.where(x.value == x.reference, x.value, half)
 
 
 def _mean_of_exponentials(a: Array, b: Array) -> Array:
     """`(exp(a) - exp(b)) / (a - b)`, which is exp(a) where they are equal; of numbers below 0."""
-    high, gap = jnp.maximum(a, b), jnp.abs(a - b)
+    high, gap = jnp.maximum(a, b), jnp.abs(_difference(a, b))
     safe = jnp.where(gap == 0, 1, gap)
     return jnp.exp(high) * jnp.where(gap == 0, 1, -jnp.expm1(-safe) / safe)
 
