@@ -10,7 +10,13 @@ import pytest
 import jaxplain as jxp
 from jaxplain import JaxplainError, baselines
 from jaxplain.registry import BASELINES, METHODS, configure, options
-from tests.helpers import close
+from tests.helpers import close, quick_compile
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unoptimized():
+    with quick_compile():
+        yield
 
 
 def test_table_is_named_by_its_methods_and_cannot_be_changed():

@@ -24,6 +24,10 @@ def unoptimized():
         yield
 
 
+def lrp(f, x, **settings):
+    return jax.jit(lambda x: r.lrp(f, x, **settings))(x)
+
+
 def load(name):
     with np.load(GOLDENS / f"{name}.npz") as file:
         return {key: file[key] for key in file.files}
@@ -215,7 +219,7 @@ def both(x, first, second, w=2.0):
                 return (jnp.full((1, 3), 3.0) @ h)[0]
 
     rules = {**PLAIN, "net/first": {"affine": first}, "net/second": {"affine": second}}
-    return r.lrp(f, x, rules=rules).scores
+    return lrp(f, x, rules=rules).scores
 
 
 def test_numbers_of_captums_own_tests(x64):
@@ -234,9 +238,9 @@ def test_numbers_of_captums_own_tests(x64):
         close(got, jnp.asarray(want, float), factor=1e5)
 
     skip = lambda x: (jnp.full((2, 2), 5.0) @ x + x)[1]
-    close(r.lrp(skip, x[1:], rules=PLAIN).scores, jnp.array([10.0, 18.0]), factor=1e5)
+    close(lrp(skip, x[1:], rules=PLAIN).scores, jnp.array([10.0, 18.0]), factor=1e5)
     tanh = lambda x: jnp.sum(0.1 * jnp.tanh(jnp.full((3, 3), 0.1) @ x))
-    got = r.lrp(tanh, x, rules=PLAIN).scores
+    got = lrp(tanh, x, rules=PLAIN).scores
     np.testing.assert_allclose(got, [0.0269, 0.0537, 0.0806], atol=5e-5)  # as it is printed there
 
 
@@ -249,7 +253,7 @@ def test_numbers_of_captums_own_tests_of_convolutions(x64):
         z = lax.conv_general_dilated(x[None, None], jnp.ones((2, 1, 3, 3)), (1, 1), "VALID")
         return jax.nn.relu(weights @ jax.nn.relu(z + bias).reshape(-1))[0]
 
-    got = r.lrp(f, jnp.arange(16.0).reshape(4, 4), rules=PLAIN)
+    got = lrp(f, jnp.arange(16.0).reshape(4, 4), rules=PLAIN)
     want = jnp.array([[0.0, 1, 2, 3], [0, 5, 6, 7], [0, 9, 10, 11], [0, 0, 0, 0]])
     # One unit is 4, the sum of products 54: its share of 1e-9 is what the stabiliser takes.
     close(got.scores, want, factor=1e5)
@@ -265,10 +269,10 @@ def test_numbers_of_captums_own_tests_of_max_pooling():
     """The maximum takes all; of equal ones, the first."""
     x = jnp.array([[1.0, 2.0], [5.0, 6.0]])
     one = lambda x: jax.vmap(partial(pooled, 1))(x @ jnp.full((2, 2), 2.0))[1, 0]
-    assert r.lrp(one, x, rules=r.LRP_ZERO).scores.tolist() == [[0, 0], [10, 12]]
-    assert r.lrp(lambda x: pooled(2, x)[0], x).scores.tolist() == [[0, 0], [0, 6]]
+    assert lrp(one, x, rules=r.LRP_ZERO).scores.tolist() == [[0, 0], [10, 12]]
+    assert lrp(lambda x: pooled(2, x)[0], x).scores.tolist() == [[0, 0], [0, 6]]
     cube = jnp.stack([x, x + 2])
-    got = r.lrp(lambda x: pooled(3, x)[0], cube).scores
+    got = lrp(lambda x: pooled(3, x)[0], cube).scores
     assert got.tolist() == [[[0, 0], [0, 0]], [[0, 0], [0, 8]]]
 
 
@@ -281,7 +285,7 @@ def test_captum_counts_a_sum_twice_that_is_no_module(x64):
 
     x = jnp.array([1.0, 2.0, 3.0])
     captum = np.array([16.0, 32, 48])  # to x, and as much to 3x
-    got = r.lrp(f, (x, 3 * x), rules=PLAIN)
+    got = lrp(f, (x, 3 * x), rules=PLAIN)
     close(got.scores, (captum / 4, captum * 3 / 4), factor=1e5)
     assert 2 * captum.sum() - got.output == 104
     close(got.gap, jnp.asarray(captum.sum() - 88), factor=1e6)  # biases, -8 in all

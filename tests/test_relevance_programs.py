@@ -66,11 +66,12 @@ def test_rules_conserve_what_no_constant_keeps():
 def test_without_constants_and_stabilisers_it_is_input_times_gradient(x64):
     p, x = draw()
     f = partial(unbiased, p)
-    want = jxp.input_x_gradient(f, x)
-    close(r.lrp(f, x, rules=r.LRP_ZERO).scores, want.scores, factor=10)
-    for e in (1e-4, 1e-6, 1e-8):  # and comes to it as its stabiliser does
-        table = {**r.LRP_ZERO, "affine": r.epsilon(e)}
-        got = r.lrp(f, x, rules=table)
+    stabilisers = (1e-4, 1e-6, 1e-8)
+    tables = [r.LRP_ZERO, *({**r.LRP_ZERO, "affine": r.epsilon(e)} for e in stabilisers)]
+    every = lambda x: (jxp.input_x_gradient(f, x), [r.lrp(f, x, rules=t) for t in tables])
+    want, (exact, *found) = jax.jit(every)(x)
+    close(exact.scores, want.scores, factor=10)
+    for e, got in zip(stabilisers, found, strict=True):  # and comes to it as its stabiliser does
         # Of units that are 1e-3 on their way to 1, a share of 1e3 times epsilon is kept.
         assert np.abs(got.scores - want.scores).max() < 1e3 * e * np.abs(want.scores).max()
         assert abs(got.gap) < 1e3 * e

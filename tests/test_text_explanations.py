@@ -13,10 +13,17 @@ from jaxplain.models import TextModel, Tokens
 from jaxplain.run.sources import TextSource
 from jaxplain.run.text import background, baseline_id, explain_text
 from jaxplain.types import JaxplainError
+from tests.helpers import quick_compile
 
 D, VOCABULARY = 6, 12
 WORDS = {"pad": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "[MASK]": 4}
 WORDS |= {word: 5 + i for i, word in enumerate("a good bad film not very".split())}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unoptimized():
+    with quick_compile():
+        yield
 
 
 def tokenize(text):
