@@ -30,7 +30,7 @@ def claiming(claim):
 
 def models_of(method):
     if method.name in ("deep_shap", "kernel_shap", "lime"):  # as deep_lift, and f of masks alone
-        return ["mlp", "attention", "tree"]
+        return ["attention", "tree"]
     return list(small_models.WITH_RELU if method.needs_relu else small_models.SHAPES)
 
 
