@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.path import Baseline, check_baseline, gauss_legendre
+from jaxplain.methods.path import Baseline, check_baseline, mean_along
 from jaxplain.methods.rectified import guided_backprop, unit_of
-from jaxplain.methods.sampling import layout, like, residual, scan, unclaimed, wide
+from jaxplain.methods.sampling import like, residual, unclaimed, wide
 from jaxplain.types import (
     Array,
     Attribution,
@@ -22,7 +22,6 @@ from jaxplain.types import (
     PyTree,
     ScalarFunction,
     check_example,
-    check_positive,
 )
 
 State = Callable[[PyTree], PyTree]  # h: `x -> [...]`
@@ -179,7 +178,7 @@ def layer_conductance(
         state, moved = jax.jvp(h, (point,), (like(change, point),))
         return jax.tree.map(jnp.multiply, wide(jax.grad(g)(state)), wide(moved))
 
-    scores = _along(term, x, start, steps, chunk)
+    scores = mean_along(term, x, start, steps, chunk)
     output = g(h(x))
     return Attribution(scores, output, residual(scores, wide(output) - wide(g(h(start)))))
 
@@ -224,7 +223,7 @@ def internal_influence(
     """
     del key
     x, start = _check(h, g, x, baseline)
-    scores = _along(lambda point, _: wide(jax.grad(g)(h(point))), x, start, steps, chunk)
+    scores = mean_along(lambda point, _: wide(jax.grad(g)(h(point))), x, start, steps, chunk)
     output = g(h(x))
     return Attribution(scores, output, unclaimed(output))
 
@@ -282,7 +281,7 @@ def neuron_conductance(
         (inputs,) = back(jnp.zeros_like(state).at[at].set(1))
         return jax.tree.map(lambda d, c: slope.astype(c.dtype) * d * c, wide(inputs), change)
 
-    scores = _along(term, x, start, steps, chunk)
+    scores = mean_along(term, x, start, steps, chunk)
     output = g(h(x))
     return Attribution(scores, output, unclaimed(output))
 
@@ -298,32 +297,3 @@ def _check(h: State, g: ScalarFunction, x: PyTree, baseline: Baseline) -> tuple[
             )
     x = jax.tree.map(jnp.asarray, x)
     return x, check_baseline(baseline, x)
-
-
-def _along(
-    term: Callable[[PyTree, PyTree], PyTree],
-    x: PyTree,
-    start: PyTree,
-    steps: int,
-    chunk: int | None,
-) -> PyTree:
-    """The mean of `term(point, x - start)` over the straight path from `start` to x."""
-    nodes, weights = gauss_legendre(check_positive("steps", steps))
-    index, real = layout(steps, 1 if chunk is None else chunk)
-    change = jax.tree.map(jnp.subtract, wide(x), wide(start))
-
-    def weighted(node, weight):
-        point = jax.tree.map(lambda b, d: b + node.astype(d.dtype) * d, wide(start), change)
-        found = term(like(point, x), change)
-        return jax.tree.map(lambda t: weight.astype(t.dtype) * t, found)
-
-    def row(total, xs):
-        if xs[0].shape[0] == 1:  # vmap over one changes nothing but the program
-            terms = weighted(xs[0][0], xs[1][0])
-        else:
-            terms = jax.tree.map(lambda t: jnp.sum(t, 0), jax.vmap(weighted)(*xs))
-        return jax.tree.map(jnp.add, total, terms)
-
-    quadrature = (jnp.asarray(nodes[index]), jnp.asarray(weights[index] * real))
-    shape = jax.eval_shape(weighted, *(jax.ShapeDtypeStruct((), q.dtype) for q in quadrature))
-    return scan(row, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape), quadrature)

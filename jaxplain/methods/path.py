@@ -70,30 +70,46 @@ def integrated_gradients(
     [3.0, 3.0]
     """
     del key
-    nodes, weights = gauss_legendre(check_positive("steps", steps))
-    index, real = layout(steps, 1 if chunk is None else chunk)
     check_example(f, x)
     x = jax.tree.map(jnp.asarray, x)
     start = check_baseline(baseline, x)
+    gradient = lambda point, change: wide(jax.grad(f)(point))
+    average = mean_along(gradient, x, start, steps, chunk)
+    scores = jax.tree.map(lambda v, b, g: (v - b) * g, wide(x), wide(start), average)
+    output = f(x)
+    return Attribution(scores, output, residual(scores, wide(output) - wide(f(start))))
+
+
+def mean_along(
+    term: Callable[[PyTree, PyTree], PyTree],
+    x: PyTree,
+    start: PyTree,
+    steps: int,
+    chunk: int | None,
+) -> PyTree:
+    """The mean of `term(point, x - start)` over the straight path from `start` to x.
+
+    By `steps` Gauss-Legendre nodes, `chunk` of them at once.
+    """
+    nodes, weights = gauss_legendre(check_positive("steps", steps))
+    index, real = layout(steps, 1 if chunk is None else chunk)
     change = jax.tree.map(jnp.subtract, wide(x), wide(start))
 
-    def weighted_gradient(node, weight):
+    def weighted(node, weight):
         point = jax.tree.map(lambda b, d: b + node.astype(d.dtype) * d, wide(start), change)
-        gradient = wide(jax.grad(f)(like(point, x)))
-        return jax.tree.map(lambda g: weight.astype(g.dtype) * g, gradient)
+        found = term(like(point, x), change)
+        return jax.tree.map(lambda t: weight.astype(t.dtype) * t, found)
 
     def row(total, xs):
         if xs[0].shape[0] == 1:  # vmap over one changes nothing but the program
-            terms = weighted_gradient(xs[0][0], xs[1][0])
+            terms = weighted(xs[0][0], xs[1][0])
         else:
-            terms = jax.tree.map(lambda t: jnp.sum(t, 0), jax.vmap(weighted_gradient)(*xs))
+            terms = jax.tree.map(lambda t: jnp.sum(t, 0), jax.vmap(weighted)(*xs))
         return jax.tree.map(jnp.add, total, terms)
 
     quadrature = (jnp.asarray(nodes[index]), jnp.asarray(weights[index] * real))
-    average = scan(row, jax.tree.map(jnp.zeros_like, change), quadrature)
-    scores = jax.tree.map(jnp.multiply, change, average)
-    output = f(x)
-    return Attribution(scores, output, residual(scores, wide(output) - wide(f(start))))
+    shape = jax.eval_shape(weighted, *(jax.ShapeDtypeStruct((), q.dtype) for q in quadrature))
+    return scan(row, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape), quadrature)
 
 
 def expected_gradients(
