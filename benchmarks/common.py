@@ -39,6 +39,23 @@ def sst2() -> Path:
     return Path(folder) / "sst2" / "dev.tsv"
 
 
+def padded(model: TextModel, rows: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and masks `[N, T]` of rows of tokens."""
+    mask = np.arange(max(map(len, rows)))[None, :] < np.array([len(r) for r in rows])[:, None]
+    ids = np.full(mask.shape, model.pad_id, np.int32)
+    ids[mask] = np.concatenate(rows)
+    return ids, mask
+
+
+def middling(model: TextModel, count: int) -> tuple:
+    """Embeddings `[N, T, D]` of SST-2 sentences of middling length, masks, predicted classes."""
+    rows = sorted((model.tokenize(text).ids for text in read_texts(sst2()).texts), key=len)
+    ids, mask = map(jax.numpy.asarray, padded(model, rows[(len(rows) - count) // 2 :][:count]))
+    x = jax.vmap(model.embed, (None, 0))(model.params, ids)
+    logits = jax.vmap(model.score, (None, 0, 0))(model.params, x, mask)
+    return x, mask, logits.argmax(-1)
+
+
 def text_job(model: TextModel, path: Path, steps: int, limit: int, copies: int = 1):
     """Source and explain function of integrated gradients on the predicted class's logit."""
     read = read_texts(path)

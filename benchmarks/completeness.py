@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import completeness_networks as networks
-from benchmarks.common import parse, report, sst2
+from benchmarks.common import padded, parse, report, sst2
 from benchmarks.information_job import directory
 from jaxplain import deep_lift, models
 from jaxplain.run.sources import read_texts
@@ -85,10 +85,7 @@ def text_model(options: Any, name: str) -> tuple[dict[str, Any], bool]:
     model = models.load(directory(options) if name == "bert" else name)
     texts = read_texts(sst2()).texts
     texts = [texts[i] for i in np.linspace(0, len(texts) - 1, options.sentences).astype(int)]
-    rows = [model.tokenize(text).ids for text in texts]
-    mask = np.arange(max(map(len, rows)))[None, :] < np.array([len(r) for r in rows])[:, None]
-    ids = np.full(mask.shape, model.pad_id, np.int32)
-    ids[mask] = np.concatenate(rows)
+    ids, mask = padded(model, [model.tokenize(text).ids for text in texts])
 
     def one(params, ids, mask):
         x = model.embed(params, ids)

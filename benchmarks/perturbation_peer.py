@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import paired, sst2
+from benchmarks.common import middling, paired
 from jaxplain import models
 from jaxplain.models import TextModel
-from jaxplain.run.sources import read_texts
 
 FORWARD = 1e-5  # by how much the float32 logits of both sides may differ
 
@@ -41,14 +40,7 @@ class Sentences(NamedTuple):
 def sentences(count: int) -> Sentences:
     """Sentences of middling length under the bundled CNN, padded to the longest of them."""
     model = models.load("cnn")
-    rows = sorted((model.tokenize(text).ids for text in read_texts(sst2()).texts), key=len)
-    rows = rows[(len(rows) - count) // 2 :][:count]
-    mask = np.arange(max(map(len, rows))) < np.array(list(map(len, rows)))[:, None]
-    ids = np.full(mask.shape, model.pad_id, np.int32)
-    ids[mask] = np.concatenate(rows)
-    x = jax.vmap(model.embed, (None, 0))(model.params, ids)
-    logits = jax.vmap(model.score, (None, 0, 0))(model.params, x, jnp.asarray(mask))
-    return Sentences(model, x, jnp.asarray(mask), jnp.argmax(logits, -1))
+    return Sentences(model, *middling(model, count))
 
 
 def table(count: int, background: int, hidden: int) -> tuple[Job, np.ndarray]:

@@ -17,28 +17,14 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import perturbation_peer as peer
-from benchmarks.common import median_ratio, paired, parse, report, sst2
+from benchmarks.common import median_ratio, middling, paired, parse, report
 from benchmarks.information_job import directory
 from jaxplain import deep_lift, lrp, models
-from jaxplain.run.sources import read_texts
 
 MOST, FASTER = {"deep_lift": 3, "lrp": 2}, 2
-
-
-def batch(model: Any, count: int) -> tuple:
-    """Embeddings `[B, T, D]` of sentences of middling length, masks, and predicted classes."""
-    rows = sorted((model.tokenize(text).ids for text in read_texts(sst2()).texts), key=len)
-    rows = rows[(len(rows) - count) // 2 :][:count]
-    mask = np.arange(max(map(len, rows))) < np.array(list(map(len, rows)))[:, None]
-    ids = np.full(mask.shape, model.pad_id, np.int32)
-    ids[mask] = np.concatenate(rows)
-    x = jax.vmap(model.embed, (None, 0))(model.params, ids)
-    logits = jax.vmap(model.score, (None, 0, 0))(model.params, x, jnp.asarray(mask))
-    return x, jnp.asarray(mask), jnp.argmax(logits, -1)
 
 
 def ready(model: Any, examples: tuple, explain: Callable) -> Callable[[], Any]:
@@ -53,7 +39,7 @@ def ready(model: Any, examples: tuple, explain: Callable) -> Callable[[], Any]:
 
 def cost(options: Any, name: str) -> None:
     model = models.load(directory(options) if name == "bert" else name)
-    examples = batch(model, options.batch)
+    examples = middling(model, options.batch)
     sides = [
         ready(model, examples, lambda f, x: jax.value_and_grad(f)(x)),
         ready(model, examples, deep_lift),
@@ -77,7 +63,7 @@ def captum(options: Any) -> None:
     torch, attr = peer.need("torch", "captum.attr")
     torch.set_num_threads(options.threads)
     model = models.load("cnn")
-    examples = batch(model, options.batch)
+    examples = middling(model, options.batch)
     network = peer.torch_network(model.params)
     x, mask = (torch.tensor(np.array(v)) for v in examples[:2])
     target = torch.tensor(np.array(examples[2])).long()
