@@ -29,8 +29,6 @@ def claiming(claim):
 
 
 def models_of(method):
-    if method.name in ("deep_shap", "kernel_shap", "lime"):  # as deep_lift, and f of masks alone
-        return ["attention", "tree"]
     return list(small_models.WITH_RELU if method.needs_relu else small_models.SHAPES)
 
 
@@ -120,7 +118,7 @@ def test_what_f_ignores_scores_zero(name, model_name):
 def test_what_f_ignores_scores_zero_but_for_rounding_and_sampling(name):
     found = explained(name, models_of(METHODS[name])[0])["f"]
     used, ignored = found.scores
-    error = found.standard_error[1] if METHODS[name].needs_key else 0
+    error = found.standard_error[1] if name in ("kernel_shap", "lime") else 0
     # Differences of equal activations, which a compiled program may round differently.
     assert np.all(np.abs(ignored) < 1e-6 * np.abs(used).max() + 5 * error)
 

@@ -43,9 +43,7 @@ def row(tree, i):
 def test_jit_vmap_pmap_and_shards_all_equal_eager(name):
     explain, params, xs, keys = batch_case(name)
     one = jax.jit(explain)
-    # The examples in these ones' docstrings run eagerly.
-    if name not in ("deep_shap", "kernel_shap", "lime", "shapley_sampling"):
-        close(one(params, row(xs, 3), keys[3]), explain(params, row(xs, 3), keys[3]))
+    close(one(params, row(xs, 3), keys[3]), explain(params, row(xs, 3), keys[3]))
     loop = [one(params, row(xs, i), keys[i]) for i in range(8)]
     loop = jax.tree.map(lambda *v: jnp.stack(v), *loop)
 
