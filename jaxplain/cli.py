@@ -23,10 +23,11 @@ from jaxplain.models import trained
 from jaxplain.report import api
 from jaxplain.report.view import Survey
 from jaxplain.run import Summary, run
+from jaxplain.run import data as datasets
 from jaxplain.run import job as jobs
 from jaxplain.run.fingerprint import jsonable
-from jaxplain.run.job import METHODS, bundled, choose_devices, defaults, flag, free_directory
-from jaxplain.run.sources import read_texts
+from jaxplain.run.job import METHODS, choose_devices, defaults, flag, free_directory
+from jaxplain.run.own import is_reference, short
 from jaxplain.types import JaxplainError
 
 INPUT, METHOD = Group("Model and data", sort_key=1), Group("Explanation", sort_key=2)
@@ -67,8 +68,10 @@ def explain(
 ) -> int:
     """Explain every sentence of a file: how much each token moved the model's answer.
 
-    Without arguments it explains bundled sentences with a bundled model. A run that was killed goes
-    on where it stopped when the same command is given again; `jaxplain show RUN` shows it later.
+    Without arguments it explains bundled sentences with a bundled model; `--model` and `--data` may
+    name functions of your own, `module:function`, for texts, images and rows of tables. A run that
+    was killed goes on where it stopped when the same command is given again; `jaxplain show RUN`
+    shows it later.
 
     **The completeness gap.** Integrated gradients and expected gradients promise that an example's
     scores add up to f(x) - f(baseline): what the model says of the sentence, less what it says of
@@ -101,12 +104,15 @@ def explain(
     - `jaxplain explain --data reviews.csv --model lstm --method integrated_gradients --steps 128`
     - `jaxplain explain --data r.jsonl --text-column body --target positive --baseline token:the`
     - `jaxplain explain --model path/to/huggingface/bert --data reviews.tsv --method saliency`
+    - `jaxplain explain --model mine.models:cnn --data photos/ --method kernel_shap --patch 16`
 
     Args:
-        model: transformer, lstm, cnn, or a Hugging Face directory of a BERT classifier.
-        data: a TSV, CSV or JSONL file in UTF-8; TSV and CSV begin with column names. Default:
-            the bundled sentences.
-        format: tsv, csv or jsonl, where the file's extension does not say it.
+        model: transformer, lstm, cnn, a Hugging Face directory of a BERT classifier, or
+            module:function of your own, which returns a jaxplain.models.Model or TextModel.
+        data: a TSV, CSV or JSONL file in UTF-8 (TSV and CSV begin with column names), a Parquet or
+            Arrow file, a folder of images, or module:function of your own, which returns a sequence
+            of dicts with text or x, and label. Default: the bundled sentences.
+        format: tsv, csv, jsonl, parquet or arrow, where the file's extension does not say it.
         text_column: the column of the sentences. Default: one named sentence, text, review, ...
         label_column: the column of the true classes, by name or number; only used to say which
             predictions are right. Default: one named label, class, sentiment, ...
@@ -126,7 +132,8 @@ def explain(
         options: the method's own options, such as --steps 64 or --baseline zeros (the reference
             input: zeros, mean, pad, mask, unk, or token:WORD). Of acd: --order paper or published,
             --percentile of the candidates that a level joins, --score difference (the class's logit
-            less that of the strongest other) or logit.
+            less that of the strongest other) or logit. Of methods that take parts of an image
+            away: --patch, pixels a side. Arrays have baselines zeros, mean, blur, or a number.
     """
     own = [name for name in inspect.signature(explain).parameters if name != "options"]
     jobs.check_options(method, options, own)
@@ -134,16 +141,12 @@ def explain(
     mesh = choose_devices(devices)
     if show < 0:
         raise JaxplainError(f"--show must be at least 0, not {show}")
-    texts = (
-        bundled(limit)
-        if data is None
-        else read_texts(
-            data, format=format, text_column=text_column, label_column=label_column, limit=limit
-        )
+    read = datasets.read(
+        data, format=format, text_column=text_column, label_column=label_column, limit=limit
     )
     job = jobs.prepare(
         model,
-        texts,
+        read,
         method=method,
         options={name.replace("-", "_"): value for name, value in options.items()},
         target=target,
@@ -153,13 +156,7 @@ def explain(
     configuration = jsonable(
         {
             "model": job.model.name,
-            "data": {
-                "name": "bundled" if data is None else data.name,
-                "sha256": texts.sha256,
-                "text_column": texts.text_column,
-                "label_column": texts.label_column,
-                "limit": limit,
-            },
+            "data": job.data,
             "method": method,
             "options": job.options,
             "target": target,
@@ -167,9 +164,11 @@ def explain(
             "seed": seed,
             "classes": job.model.labels,
         }
+        | job.extra
     )
     if out is None:
-        names = [job.model.name, method] + ([] if data is None else [data.stem])
+        names = [short(job.model.name), method]
+        names += [] if data is None else [short(str(data)) if is_reference(data) else data.stem]
         out = free_directory(Path("runs") / "-".join(names), configuration, size, overwrite)
     try:
         params, keep = job.params(out, configuration)
@@ -182,7 +181,7 @@ def explain(
             mesh=mesh,
             batch_size=size,
             max_length=job.source.max_length,
-            ragged=("ids", "mask"),
+            ragged=job.ragged,
             configuration=configuration,
             keep=keep,
             overwrite=overwrite,
@@ -273,6 +272,7 @@ def list_models() -> int:
         print(f"    {card['task']}: {', '.join(card['labels'])}")
     print("A directory with config.json, model.safetensors and tokenizer.json of a BERT classifier")
     print("works too: jaxplain explain --model DIRECTORY (needs pip install 'jaxplain[hf]')")
+    print("Your own: jaxplain explain --model module:function --data module:function")
     return 0
 
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from jaxplain.models.types import TextModel, Tokens
+from jaxplain.run.images import ImageFolder
 from jaxplain.run.sources import TextSource, class_index, read_texts
 from jaxplain.types import JaxplainError
 
@@ -195,3 +197,153 @@ def test_jsonl_rows_may_hold_other_things(tmp_path):
     row = {"text": "a", "meta": {"deep": [1, 2]}, "label": None}
     texts = read_texts(put(tmp_path, "a.jsonl", json.dumps(row) + "\r\n"))
     assert (texts.texts, texts.labels) == (["a"], [None])
+
+
+def table_file(path, columns, *, kind="file"):
+    """Write a Parquet, a Feather or an Arrow stream file."""
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table(columns)
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(table, path, row_group_size=2)
+    else:
+        writer = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+        with writer(path, table.schema) as out:
+            out.write_table(table, max_chunksize=2)
+    return path
+
+
+ROWS = {"stars": [5, 1, 3], "review": ["fine", "so bad", "odd"], "label": [1, 0, None]}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.parquet", ""), ("a.feather", "file"), ("a.arrow", "stream")]
+)
+def test_reads_tables_of_columns(tmp_path, name, kind):
+    path = table_file(tmp_path / name, ROWS, kind=kind)
+    texts = read_texts(path)
+    assert texts.texts == ["fine", "so bad", "odd"]
+    assert texts.labels == ["1", "0", None]
+    assert texts.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_texts(path, limit=2, label_column="stars").labels == ["5", "1"]
+    assert read_texts(path, limit=3).texts == texts.texts
+    renamed = path.rename(tmp_path / "a.dat")
+    kind = "parquet" if name == "a.parquet" else "arrow"
+    assert read_texts(renamed, format=kind, text_column="review", limit=1).texts == ["fine"]
+    same = read_texts(renamed, format=kind, text_column="review", label_column="review")
+    assert same.labels == same.texts
+
+
+def test_other_columns_are_not_read(tmp_path):
+    """A column that is damaged on disk does no harm as long as it is not asked for."""
+    path = table_file(tmp_path / "a.parquet", {"text": ["fine"] * 3, "junk": ["x" * 99] * 3})
+    raw = path.read_bytes()
+    at = raw.index(b"x" * 20)
+    path.write_bytes(raw[:at] + b"\xff" * 20 + raw[at + 20 :])
+    assert read_texts(path).texts == ["fine"] * 3
+    with pytest.raises(JaxplainError, match="is damaged, or no Parquet file"):
+        at = raw.index(b"fine")
+        path.write_bytes(raw[: at - 20] + b"\xff" * 24 + raw[at + 4 :])
+        read_texts(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"foo": ["a"], "bar": ["b"]}, {}, "columns foo, bar, and none .* --text-column foo"),
+        ({"text": ["a"]}, {"label_column": "y"}, "no column 'y' .*--label-column"),
+        ({"text": ["a", None]}, {}, "row 2: text is null, not a string"),
+        ({"text": [b"a"]}, {}, "row 1: text is .*, not a string"),
+        ({"text": []}, {}, "no rows"),
+    ],
+)
+def test_tables_refuse_in_one_line(tmp_path, columns, options, message):
+    for name in ("a.parquet", "a.feather"):
+        with pytest.raises(JaxplainError, match=message) as error:
+            read_texts(table_file(tmp_path / name, columns), **options)
+        assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_tables(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    for name in ("a.parquet", "a.arrow"):
+        with pytest.raises(JaxplainError, match="is damaged, or no"):
+            read_texts(put(tmp_path, name, "text\nfine\n"))
+        with pytest.raises(JaxplainError, match="does not exist"):
+            read_texts(tmp_path / f"none.{name}")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(JaxplainError, match=r"pip install 'jaxplain\[arrow\]'"):
+        read_texts(tmp_path / "a.parquet")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, an image that is none, and files that are no images."""
+    from PIL import Image
+
+    for name, size, colour in (("cat/b.png", (8, 4), "red"), ("ant/a.JPG", (4, 8), "white")):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", size, colour).save(tmp_path / name)
+    put(tmp_path, "cat/broken.png", (tmp_path / "cat" / "b.png").read_bytes()[:45])
+    put(tmp_path, "cat/text.png", "not an image")
+    put(tmp_path, "cat/notes.txt", "no image")
+    put(tmp_path, ".hidden.png", "x")
+    Image.new("I;16", (4, 4)).save(tmp_path / "deep.png")
+    return tmp_path
+
+
+def test_a_folder_of_images(folder):
+    source = ImageFolder(folder, size=4, mean=(0.5, 0, 0), std=(0.5, 1, 1))
+    names = ["ant/a.JPG", "cat/b.png", "cat/broken.png", "cat/text.png", "deep.png"]
+    assert [file.as_posix() for file in source.files] == names
+    assert source.labels == ["ant", "cat", "cat", "cat", None]
+    assert (len(source), source.classes) == (5, ["ant", "cat"])
+    first = source[1]
+    assert (first["file"], first["label"]) == ("cat/b.png", "cat")
+    assert first["x"].dtype == np.float32
+    np.testing.assert_array_equal(first["x"], np.broadcast_to(np.float32([1, 0, 0]), (4, 4, 3)))
+    for index, what in (
+        (2, "cannot be read as an image"),
+        (3, "no image"),
+        (4, "more than 8 bits"),
+    ):
+        with pytest.raises(JaxplainError, match=what) as error:
+            source[index]
+        assert source.files[index].as_posix() in str(error.value)
+    grey = ImageFolder(folder, channels=1, scale=1)[1]["x"]
+    assert grey.shape == (4, 8, 1) and (grey == 76).all()  # red's share of luminance, ITU-R 601
+    assert ImageFolder(folder, size=(2, 6))[0]["x"].shape == (2, 6, 3)
+
+
+def test_resize_then_cut_the_middle(tmp_path):
+    from PIL import Image
+
+    ramp = np.zeros((8, 16, 3), np.uint8)
+    ramp[:, 4:12] = 255
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    whole = ImageFolder(tmp_path, size=8)[0]["x"]
+    assert (whole == 1).all()  # 8 of 16 columns, from the middle
+    cut = ImageFolder(tmp_path, size=2, resize=4)[0]["x"]
+    assert cut.shape == (2, 2, 3) and (cut > 0.9).all()
+    assert ImageFolder(tmp_path)[0]["x"].shape == (8, 16, 3)
+
+
+def test_folders_refuse_in_one_line(folder, monkeypatch):
+    for path, options, message in (
+        (folder / "none", {}, "does not exist"),
+        (folder / "cat" / "b.png", {}, "is no folder"),
+        (folder / "cat", {"channels": 2}, "channels must be 1, 3 or 4"),
+        (folder, {"mean": (1, 2)}, "mean must be one number or 3"),
+        (folder, {"std": 0}, "std must be above 0"),
+        (folder, {"size": 0}, "size must be"),
+        (folder, {"resize": 9}, "resize must be at least size"),
+    ):
+        with pytest.raises(JaxplainError, match=message):
+            ImageFolder(path, **options)
+    (folder / "empty").mkdir()
+    with pytest.raises(JaxplainError, match="has no image in it"):
+        ImageFolder(folder / "empty")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(JaxplainError, match=r"pip install 'jaxplain\[images\]'"):
+        ImageFolder(folder)[0]

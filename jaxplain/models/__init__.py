@@ -5,11 +5,16 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxplain.models.types import Model as Model
 from jaxplain.models.types import TextModel as TextModel
 from jaxplain.models.types import Tokens as Tokens
 from jaxplain.types import JaxplainError
 
 if TYPE_CHECKING:
+    from jaxplain.models.adapters import Function as Function
+    from jaxplain.models.adapters import from_linen as from_linen
+    from jaxplain.models.adapters import from_nnx as from_nnx
+    from jaxplain.models.adapters import per_example as per_example
     from jaxplain.models.checkpoint import restore as restore
     from jaxplain.models.checkpoint import save as save
 
@@ -21,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from jaxplain.models import checkpoint
 
         return getattr(checkpoint, name)
+    if name in ("Function", "from_linen", "from_nnx", "per_example"):  # flax takes a second
+        from jaxplain.models import adapters
+
+        return getattr(adapters, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

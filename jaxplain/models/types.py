@@ -67,3 +67,28 @@ class TextModel(NamedTuple):
     mask_id: int | None = None
     special_ids: tuple[int, ...] = ()
     kind: str = ""
+
+
+class Model(NamedTuple):
+    """A classifier of arrays, such as images or rows of a table, for the command line.
+
+    Letters: `[...]` the shape of one example's `x`, `T` its leading axis, `C` classes.
+
+    Attributes:
+        score: `(params, x [...]) -> logits [C]`, of one example; a regression gives `[1]`. Where
+            examples hold a `mask` `[T]` bool, `(params, x [T, ...], mask)`, and nothing at masked
+            positions may reach the logits.
+        params: arrays; the first argument of `score`.
+        labels: C names of classes, in the order of the logits; None where they have none.
+        names: of x's entries, where x is a row of a table.
+        images: `folder -> source`, how a folder of images is read for this model, such as
+            `functools.partial(jaxplain.ImageFolder, size=224)`; None if it takes no images.
+        name: what the model is called in reports.
+    """
+
+    score: Callable[..., Array]
+    params: PyTree
+    labels: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
+    images: Callable[..., Any] | None = None
+    name: str = ""

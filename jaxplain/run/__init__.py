@@ -1,6 +1,7 @@
 """A dataset on a mesh: batches, compilation, the store, resuming."""
 
 from jaxplain.run.engine import run as run
+from jaxplain.run.images import ImageFolder as ImageFolder
 from jaxplain.run.parts import Summary as Summary
 from jaxplain.run.records import Records as Records
 from jaxplain.run.records import load as load

@@ -1,4 +1,4 @@
-"""A run of texts from names and settings, as the command line has them."""
+"""A run from names and settings, as the command line has them."""
 
 import contextlib
 import difflib
@@ -13,8 +13,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from jaxplain import hierarchy, models, registry
+from jaxplain.models.types import Model
 from jaxplain.registry import Method
-from jaxplain.run import fingerprint, information
+from jaxplain.run import arrays, fingerprint, information
+from jaxplain.run import data as datasets
+from jaxplain.run import own as users
+from jaxplain.run.arrays import ArraySource
+from jaxplain.run.data import Data
 from jaxplain.run.fingerprint import versions
 from jaxplain.run.records import load
 from jaxplain.run.sources import Texts, TextSource
@@ -24,7 +29,7 @@ from jaxplain.types import JaxplainError, PyTree
 INFORMATION = "word_information"
 
 # The methods that explain a text: those of any input, one that groups its words, and one that
-# looks at its layers.
+# looks at its layers. The last two are for texts alone.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         **registry.METHODS,
@@ -63,22 +68,32 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 class Job(NamedTuple):
-    """What a run of texts is made of.
+    """What a run is made of.
 
     Attributes:
-        model: the model that was loaded.
+        model: the model that was loaded; its parameters are what `explain` takes.
         source: the examples.
         explain: the function of one example that `run` maps.
         options: the method's options, defaults filled in, for the run's configuration.
         measure: what is measured on the data before the run, for methods that need it: the spread
             of each layer's units.
+        data: what the configuration says of the examples.
+        ragged: names of the examples' fields whose leading axis varies.
     """
 
-    model: models.TextModel
-    source: TextSource
+    model: models.TextModel | Model
+    source: TextSource | ArraySource
     explain: Any
     options: dict[str, Any]
     measure: Callable[[], PyTree] | None = None
+    data: Mapping[str, Any] = MappingProxyType({})
+    ragged: tuple[str, ...] = ("ids", "mask")
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the configuration holds besides, for reports."""
+        names = self.model.names if isinstance(self.model, Model) else None
+        return {"names": list(names)} if names else {}
 
     def params(
         self, out: Path, configuration: Mapping[str, Any]
@@ -104,7 +119,7 @@ class Job(NamedTuple):
 
 def prepare(
     name: str,
-    texts: Texts,
+    data: Data | Texts,
     *,
     method: str = "integrated_gradients",
     options: Mapping[str, Any] = MappingProxyType({}),
@@ -115,8 +130,8 @@ def prepare(
     """Bind model, data and method, and refuse what does not fit before anything is computed.
 
     Args:
-        name: a bundled model, or the path of one.
-        texts: what to explain.
+        name: a bundled model, the path of one, or `module:function` of the user's own.
+        data: what to explain.
         method: a name of `METHODS`.
         options: the method's, as text or as values; `baseline` as `explain_text` takes it; `rules`
             may be "auto", the published table for this kind of model; `score` one of `SCORES`.
@@ -129,6 +144,16 @@ def prepare(
         JaxplainError: on an unknown name, an option that does not fit, a target that is no class.
     """
     kind, settings, known = registry.find(method, METHODS), dict(options), defaults(method)
+    data = datasets.of_texts(data, "texts", None) if isinstance(data, Texts) else data
+    if references is not None and references < 1:
+        raise JaxplainError(f"--background must be at least 1, not {references}")
+    loaded = users.load_model(name) if users.is_reference(name) else None
+    if isinstance(loaded, Model):
+        if max_length is not None:
+            raise JaxplainError(f"--max-length is for texts, and {name} reads arrays: leave it out")
+        return of_arrays(loaded, data, method, settings, target, references)
+    if "patch" in settings:
+        raise JaxplainError("--patch is for images: a text is taken away token by token")
     names = ("baseline", "score", *information.OWN)
     own = {k: settings.pop(k, v) for k, v in known.items() if k in names}
     if "score" in own and own["score"] not in SCORES:
@@ -139,9 +164,9 @@ def prepare(
     explainer = registry.configure(kind, settings)  # before a model is read: it may be refused
     if method == INFORMATION and target != "predicted":
         raise JaxplainError(f"{method} explains no class: leave --target {target} out")
-    if references is not None and references < 1:
-        raise JaxplainError(f"--background must be at least 1, not {references}")
-    model = models.load(name)
+    model = models.load(name) if loaded is None else loaded
+    data = datasets.for_texts(data)
+    texts = data.examples
     if automatic:
         names = (*RULES.get(model.kind, ()), *kind.rules)
         settings["rules"] = next(name for name in names if name in kind.rules)
@@ -150,7 +175,8 @@ def prepare(
     shown |= {"rules": settings["rules"]} if "rules" in known else {}
     source = TextSource(texts.texts, texts.labels, model, target=target, max_length=max_length)
     if method == INFORMATION:
-        return informed(model, source, shown, references or information.SENTENCES)
+        job = informed(model, source, shown, references or information.SENTENCES)
+        return job._replace(data=data.about)
     sentences = None
     if kind.needs_baselines:
         shown["background"] = references or REFERENCES
@@ -166,7 +192,65 @@ def prepare(
         groups=kind.takes_groups,
         contrast=own.get("score") == "difference",
     )
-    return Job(model, source, function, shown)
+    return Job(model, source, function, shown, data=data.about)
+
+
+def of_arrays(
+    model: Model,
+    data: Data,
+    method: str,
+    options: dict[str, Any],
+    target: str,
+    count: int | None,
+) -> Job:
+    """The job of a model of arrays: any method that asks for nothing but numbers."""
+    if method not in registry.METHODS:
+        raise JaxplainError(
+            f"{method} explains texts, and --model {model.name} reads arrays: `jaxplain methods` "
+            "lists the others"
+        )
+    kind, known = registry.METHODS[method], defaults(method, arrays=True)
+    patch = read_patch(options.pop("patch", known.get("patch")))
+    if options.get("rules") == "auto":
+        options.pop("rules")
+    if "rules" in known:
+        options.setdefault("rules", next(iter(kind.rules)))
+    explainer = registry.configure(kind, options)
+    shown = known | explainer.keywords  # type: ignore[attr-defined]
+    shown |= {name: options[name] for name in ("baseline", "rules") if name in options}
+    shown |= {"patch": "auto" if patch is None else patch} if "patch" in known else {}
+    data = datasets.for_arrays(data, model)
+    source = ArraySource(
+        data.examples, model, target=target, limit=data.about["limit"], where=data.where
+    )
+    function = arrays.explain_array(
+        model,
+        explainer,
+        where=kind.takes_where,
+        groups=kind.takes_groups,
+        patch=patch,
+        baselines=kind.needs_baselines,
+    )
+    if kind.takes_groups:
+        arrays.players(source.shape, source.masked, patch)  # a patch of no image is refused here
+    if kind.needs_baselines:
+        shown["background"] = count or REFERENCES
+        params = {
+            "model": model.params,
+            "references": arrays.references(source, shown["background"]),
+        }
+        model = model._replace(params=params)
+    ragged = ("x", "mask") if source.masked else ()
+    return Job(model, source, function, shown, data=data.about, ragged=ragged)
+
+
+def read_patch(patch: Any) -> int | None:
+    """Pixels a side; None for "auto"."""
+    if patch in (None, "auto"):
+        return None
+    if not str(patch).isdecimal() or int(patch) < 1:
+        raise JaxplainError(f"--patch must be auto or pixels a side, not {patch!r}")
+    return int(patch)
 
 
 def informed(
@@ -189,18 +273,11 @@ def informed(
     return Job(model, source, explain, options | own | {"background": count}, measure)
 
 
-def bundled(limit: int | None) -> Texts:
-    """The bundled sentences, as if they had been read from a file."""
-    rows = models.bundled_examples()[:limit]
-    if limit is not None and limit < 1:
-        raise JaxplainError(f"--limit must be at least 1, not {limit}")
-    return Texts([r["text"] for r in rows], [str(r["label"]) for r in rows], "text", "label", "")
-
-
-def defaults(method: str) -> dict[str, Any]:
+def defaults(method: str, *, arrays: bool = False) -> dict[str, Any]:
     """A method's options with their defaults, as the command line spells them."""
     kind = registry.find(method, METHODS)
     known = {name: value for name, (value, _) in registry.options(kind).items()}
+    known |= {"patch": "auto"} if arrays and kind.takes_groups else {}
     known |= {k: v for k, v in (("baseline", "zeros"), ("rules", "auto")) if k in known}
     if kind.takes_units:
         known["score"] = SCORES[0]
@@ -209,10 +286,10 @@ def defaults(method: str) -> dict[str, Any]:
 
 def check_options(method: str, options: Iterable[str], own: Iterable[str]) -> None:
     """Refuse an option that neither the method has nor the command, of whose options are `own`."""
-    known = defaults(method)
+    known = defaults(method, arrays=True)
     for name in options:
         if name.replace("-", "_") not in known:
-            owners = [m for m in METHODS if name.replace("-", "_") in defaults(m)]
+            owners = [m for m in METHODS if name.replace("-", "_") in defaults(m, arrays=True)]
             close = difflib.get_close_matches(flag(name), [flag(n) for n in (*own, *known)], 1)
             if owners:
                 hint = f"it is an option of {', '.join(owners)}; "

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxplain.models.types import TextModel
+from jaxplain.run import tables
 from jaxplain.types import JaxplainError
 
-FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", **tables.FORMATS}
 TEXT_NAMES = ("sentence", "text", "review", "content", "comment", "document", "body", "tweet")
 LABEL_NAMES = ("label", "labels", "target", "class", "sentiment", "polarity", "category")
 PREDICTED = -1  # the target of an example whose predicted class is to be explained
@@ -47,14 +48,15 @@ def read_texts(
     label_column: str | None = None,
     limit: int | None = None,
 ) -> Texts:
-    """Read the sentences of a TSV, CSV or JSONL file in UTF-8.
+    """Read the sentences of a TSV, CSV or JSONL file in UTF-8, or of a Parquet or Arrow file.
 
     TSV and CSV begin with a line of column names. In TSV a quote is a letter like any other; CSV
-    follows RFC 4180, with line breaks inside quotes. A JSONL line holds one object.
+    follows RFC 4180, with line breaks inside quotes. A JSONL line holds one object. Of Parquet and
+    Arrow files (Feather too), which need the extra `arrow`, only the two columns are read.
 
     Args:
         path: the file.
-        format: "tsv", "csv" or "jsonl"; by the file's extension if None.
+        format: "tsv", "csv", "jsonl", "parquet" or "arrow"; by the file's extension if None.
         text_column: column of the sentences; if None, the first of `TEXT_NAMES` that is there.
         label_column: column of the labels; if None, the first of `LABEL_NAMES` that is there.
         limit: how many rows to keep, from the top.
@@ -67,20 +69,25 @@ def read_texts(
         format = FORMATS.get(path.suffix.lower())
         if format is None:
             raise JaxplainError(
-                f"{path} ends in {path.suffix or 'no extension'}: rename it to .tsv, .csv or "
-                ".jsonl, or say --format tsv, csv or jsonl"
+                f"{path} ends in {path.suffix or 'no extension'}: rename it to .tsv, .csv, "
+                ".jsonl, .parquet or .arrow, or say --format tsv, csv, jsonl, parquet or arrow"
             )
     if format not in FORMATS.values():
-        raise JaxplainError(f"format {format!r} is unknown: choose tsv, csv or jsonl")
+        raise JaxplainError(
+            f"format {format!r} is unknown: choose tsv, csv, jsonl, parquet or arrow"
+        )
     if limit is not None and limit < 1:
         raise JaxplainError(f"limit must be at least 1, not {limit}")
-    text, sha256 = decode(path)
-    if format == "jsonl":
-        columns, rows = read_jsonl(path, text, limit)
+    table, rows, place = None, [], "line"
+    if format in tables.FORMATS.values():
+        table, place = tables.open_table(path, format), "row"
+        columns, sha256 = table.columns, table.sha256
     else:
-        columns, rows = read_separated(path, text, format, limit)
-    if not rows:
-        raise JaxplainError(f"{path} has column names and no rows: there is nothing to explain")
+        text, sha256 = decode(path)
+        if format == "jsonl":
+            columns, rows = read_jsonl(path, text, limit)
+        else:
+            columns, rows = read_separated(path, text, format, limit)
     label_column = choose(path, columns, label_column, LABEL_NAMES, "label")
     if text_column is None and columns == [label_column]:
         raise JaxplainError(f"{path} has no column but {label_column}: add one with the sentences")
@@ -90,13 +97,16 @@ def read_texts(
             f"{path} has columns {', '.join(columns)}, and none is named as text usually is: name "
             f"it, as in --text-column {columns[0]}"
         )
+    if table is not None:
+        rows = table.read([n for n in (text_column, label_column) if n is not None], limit)
+    if not rows:
+        raise JaxplainError(f"{path} has column names and no rows: there is nothing to explain")
     texts = []
     for number, row in rows:
         value = row.get(text_column)
         if not isinstance(value, str):
-            raise JaxplainError(
-                f"{path} line {number}: {text_column} is {json.dumps(value)}, not a string"
-            )
+            shown = json.dumps(value, default=str)
+            raise JaxplainError(f"{path} {place} {number}: {text_column} is {shown}, not a string")
         texts.append(value)
     labels = None
     if label_column is not None:
