@@ -46,6 +46,7 @@ from jaxplain.methods.path import expected_gradients as expected_gradients
 from jaxplain.methods.path import integrated_gradients as integrated_gradients
 from jaxplain.methods.perturbation import feature_ablation as feature_ablation
 from jaxplain.methods.perturbation import occlusion as occlusion
+from jaxplain.methods.quadrature import Nodes as Nodes
 from jaxplain.methods.rectified import deconvnet as deconvnet
 from jaxplain.methods.rectified import guided_backprop as guided_backprop
 from jaxplain.methods.rectified import unit_of as unit_of
@@ -70,6 +71,7 @@ from jaxplain.run import Record as Record
 from jaxplain.run import Records as Records
 from jaxplain.run import Summary as Summary
 from jaxplain.run import load as load
+from jaxplain.run import precision as precision
 from jaxplain.run import run as run
 from jaxplain.types import Attribution as Attribution
 from jaxplain.types import DecomposedAttribution as DecomposedAttribution

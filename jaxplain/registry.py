@@ -24,6 +24,7 @@ from jaxplain.methods.gradient import input_x_gradient, saliency
 from jaxplain.methods.lime import lime
 from jaxplain.methods.path import expected_gradients, integrated_gradients
 from jaxplain.methods.perturbation import feature_ablation
+from jaxplain.methods.quadrature import Nodes
 from jaxplain.methods.rectified import deconvnet, guided_backprop
 from jaxplain.methods.regression import kernel_shap
 from jaxplain.methods.shapley import shapley_sampling
@@ -54,6 +55,8 @@ class Method(NamedTuple):
         takes_units: takes `units`, which rows of x join to groups.
         takes_groups: takes `groups`, numbers of what is taken away together.
         rules: the tables that its option `rules` may name.
+        refined_by: the option that a run with a tolerance raises until gaps or standard errors are
+            small enough; empty where no option does that.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Method(NamedTuple):
     takes_units: bool = False
     takes_groups: bool = False
     rules: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    refined_by: str = ""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -124,6 +128,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 integrated_gradients,
                 "average gradient on the way from a baseline: parts that add up to the difference",
                 complete=True,
+                refined_by="steps",
             ),
             Method(
                 "expected_gradients",
@@ -132,12 +137,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 complete=True,
                 needs_key=True,
                 needs_baselines=True,
+                refined_by="samples",
             ),
             Method(
                 "smoothgrad",
                 smooth(_GRADIENT, statistic="mean"),
                 "average gradient over noisy copies of the input",
                 needs_key=True,
+                refined_by="samples",
             ),
             Method(
                 "smoothgrad_squared",
@@ -145,6 +152,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "average squared gradient over noisy copies of the input",
                 linearity=False,
                 needs_key=True,
+                refined_by="samples",
             ),
             Method(
                 "vargrad",
@@ -152,6 +160,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "variance of the gradient over noisy copies of the input",
                 linearity=False,
                 needs_key=True,
+                refined_by="samples",
             ),
             Method(
                 "deep_lift",
@@ -197,6 +206,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 dummy=False,  # but for rounding
                 needs_key=True,
                 takes_groups=True,
+                refined_by="samples",
             ),
             Method(
                 "kernel_shap",
@@ -206,6 +216,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 dummy=False,  # but for sampling
                 needs_key=True,
                 takes_groups=True,
+                refined_by="samples",
             ),
             Method(
                 "lime",
@@ -214,6 +225,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 dummy=False,  # but for sampling
                 needs_key=True,
                 takes_groups=True,
+                refined_by="samples",
             ),
             Method(
                 "guided_backprop",
@@ -272,7 +284,7 @@ def options(method: Method | str) -> dict[str, tuple[Any, Any]]:
     """`{name: (default, annotation)}` of what `configure` takes, in alphabetical order."""
     method = find(method) if isinstance(method, str) else method
     return {
-        name: (p.default, p.annotation)
+        name: (p.default, _told(p.annotation))
         for name, p in sorted(inspect.signature(method.function).parameters.items())
         if p.kind is p.KEYWORD_ONLY and name not in _NOT_OPTIONS
     }
@@ -357,6 +369,12 @@ def _read_rules(name: str, value: Any, rules: Mapping[str, Mapping[str, Any]]) -
     if isinstance(value, str) and value in rules:
         return rules[value]
     raise JaxplainError(f"{name}: rules must be one of {_listed(rules)}, not {value!r}")
+
+
+def _told(annotation: Any) -> Any:
+    """What of an annotation a name and a text can say: no rules of quadrature."""
+    kinds = [kind for kind in _kinds(annotation) if kind is not Nodes]
+    return kinds[0] if len(kinds) == 1 else annotation
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:

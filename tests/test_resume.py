@@ -258,7 +258,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(params, tmp_path, monkeypatc
 def test_an_interrupt_ends_every_thread(params, tmp_path, monkeypatch):
     import threading
 
-    def interrupted(self, work):
+    def interrupted(self, work, level):
         raise KeyboardInterrupt
 
     before = threading.active_count()
@@ -291,9 +291,9 @@ def test_a_device_that_fails_says_how_to_go_on(params, tmp_path, monkeypatch):
 
     original = Job.launch
 
-    def launch(self, work):
+    def launch(self, work, level):
         with computing():
-            failing(original(self, work))
+            failing(original(self, work, level))
 
     monkeypatch.setattr(Job, "launch", launch)
     with pytest.raises(jxp.JaxplainError, match=r"the device failed.*more lines.*to resume") as e:

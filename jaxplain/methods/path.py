@@ -1,15 +1,14 @@
 """Methods that average gradients along paths from reference inputs to the example."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxplain.interpret import canonical_convolutions
-from jaxplain.methods.sampling import layout, like, moments, residual, scan, wide
+from jaxplain.methods.quadrature import Nodes, gauss_legendre
+from jaxplain.methods.sampling import layout, like, moments, repeat, residual, scan, wide
 from jaxplain.types import (
     Array,
     Attribution,
@@ -32,7 +31,7 @@ def integrated_gradients(
     *,
     key: Array | None = None,
     baseline: Baseline = None,
-    steps: int = 32,
+    steps: int | Nodes = 32,
     chunk: int | None = None,
 ) -> Attribution:
     """Average gradient along the straight path from `baseline` to `x`, times `x - baseline`.
@@ -47,7 +46,9 @@ def integrated_gradients(
             makes one of x, as those in `jaxplain.baselines`; default zeros. Choosing it is
             choosing the question.
         steps: Gauss-Legendre nodes. Error falls exponentially in `steps` where f is smooth along
-            the path, and as 1 / steps across the kinks of a ReLU.
+            the path, and as 1 / steps across the kinks of a ReLU. Or a rule of your own, `Nodes`:
+            its number of places may be traced, so that one program serves many; no gradient passes
+            through it.
         chunk: gradients taken at once, default 1. Memory is that of `chunk` gradients, whatever
             `steps` is; raise it where one example leaves the device idle.
 
@@ -84,15 +85,14 @@ def mean_along(
     term: Callable[[PyTree, PyTree], PyTree],
     x: PyTree,
     start: PyTree,
-    steps: int,
+    steps: int | Nodes,
     chunk: int | None,
 ) -> PyTree:
     """The mean of `term(point, x - start)` over the straight path from `start` to x.
 
-    By `steps` Gauss-Legendre nodes, `chunk` of them at once.
+    By `steps` Gauss-Legendre nodes, or by the rule that `steps` is, `chunk` of them at once.
     """
-    nodes, weights = gauss_legendre(check_positive("steps", steps))
-    index, real = layout(steps, 1 if chunk is None else chunk)
+    chunk = 1 if chunk is None else check_positive("chunk", chunk)
     change = jax.tree.map(jnp.subtract, wide(x), wide(start))
 
     def weighted(node, weight):
@@ -107,9 +107,20 @@ def mean_along(
             terms = jax.tree.map(lambda t: jnp.sum(t, 0), jax.vmap(weighted)(*xs))
         return jax.tree.map(jnp.add, total, terms)
 
-    quadrature = (jnp.asarray(nodes[index]), jnp.asarray(weights[index] * real))
+    if isinstance(steps, Nodes):
+        fill = -len(steps.place) % chunk
+        place, weight = (jnp.pad(jnp.asarray(v), (0, fill)) for v in steps[:2])
+        quadrature = place.reshape(-1, chunk), weight.reshape(-1, chunk)
+    else:
+        nodes, weights = gauss_legendre(check_positive("steps", steps))
+        index, real = layout(steps, chunk)
+        quadrature = (jnp.asarray(nodes[index]), jnp.asarray(weights[index] * real))
     shape = jax.eval_shape(weighted, *(jax.ShapeDtypeStruct((), q.dtype) for q in quadrature))
-    return scan(row, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape), quadrature)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+    if isinstance(steps, Nodes):
+        rows = -(-jnp.asarray(steps.count) // chunk)
+        return repeat(row, zero, quadrature, rows)
+    return scan(row, zero, quadrature)
 
 
 def expected_gradients(
@@ -167,24 +178,6 @@ def expected_gradients(
     outputs = jax.lax.map(canonical_convolutions(f), baselines, batch_size=min(chunk, count))
     gap = residual(drawn.mean, wide(output) - jnp.mean(wide(outputs)))
     return SampledAttribution(drawn.mean, output, gap, drawn.standard_error(), jnp.int32(samples))
-
-
-@lru_cache(maxsize=64)
-def gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights `[n]` on [0, 1], in float64, exact for polynomials of degree 2n - 1.
-
-    Newton's iteration on the Legendre polynomial, O(n^2), where eigenvalue solvers are O(n^3).
-    """
-    x = np.cos(np.pi * (np.arange(n, 0, -1) - 0.25) / (n + 0.5))
-    slope = np.ones(n)
-    for _ in range(6):  # quadratic from within 1e-4 of the root: 4 would do
-        before, value = np.ones(n), x
-        for k in range(2, n + 1):
-            before, value = value, ((2 * k - 1) * x * value - (k - 1) * before) / k
-        slope = n * (before - x * value) / (1 - x * x)
-        x = x - value / slope
-    weights = 1 / ((1 - x * x) * slope * slope)
-    return (1 + x) / 2, weights
 
 
 def check_baseline(baseline: Baseline, x: PyTree) -> PyTree:

@@ -57,6 +57,15 @@ def scan(row: Callable[[PyTree, PyTree], PyTree], state: PyTree, xs: PyTree) -> 
     return jax.lax.scan(body, state, xs)[0]
 
 
+def repeat(
+    row: Callable[[PyTree, PyTree], PyTree], state: PyTree, xs: PyTree, rows: Array
+) -> PyTree:
+    """`scan` over the first `rows` rows of `xs`, a number that may be traced."""
+    step = canonical_convolutions(row)
+    at = lambda i: jax.tree.map(lambda v: v[i], xs)
+    return jax.lax.fori_loop(0, rows, lambda i, state: step(state, at(i)), state)
+
+
 class Moments(NamedTuple):
     """Of `count` samples: their mean and the sums of central powers, each with a sample's tree."""
 

@@ -35,7 +35,7 @@ class Outputs(NamedTuple):
 class Program(NamedTuple):
     """A compiled program for `size` examples padded to one length."""
 
-    call: Callable[[PyTree, jax.Array, PyTree, Any], tuple[PyTree, jax.Array]]
+    call: Callable[..., tuple[PyTree, jax.Array]]
     size: int
     bytes: int
 
@@ -70,18 +70,33 @@ def place(params: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(put, params)
 
 
-def batched(explain: Callable) -> Callable:
-    """`explain` over a batch, each example under a key of its own, each result checked."""
+def batched(explain: Callable, settled: PyTree = None) -> Callable:
+    """`explain` over a batch, each example under a key of its own, each result checked.
 
-    def one(params, key, example, digest):
+    With rounds, `(number, effort)` comes last; where the effort is `settled`, only the number is
+    the program's argument. A round has keys of its own.
+    """
+
+    def one(params, key, example, digest, *rounds):
         key = jax.random.fold_in(jax.random.fold_in(key, digest[0]), digest[1])
-        result = explain(params, example, key)
+        if rounds:
+            number, effort = rounds
+            key = jax.random.fold_in(key, number)
+            result = explain(params, example, key, effort=effort if settled is None else settled)
+        else:
+            result = explain(params, example, key)
         return result, finite(result)
 
-    return jax.vmap(one, in_axes=(None, None, 0, 0))
+    def batch(params, key, examples, digests, *rounds):
+        each = lambda example, digest: one(params, key, example, digest, *rounds)
+        return jax.vmap(each)(examples, digests)
+
+    return batch
 
 
-def arguments(params: PyTree, key: jax.Array, like: Layout, length: int | None, size: int) -> tuple:
+def arguments(
+    params: PyTree, key: jax.Array, like: Layout, length: int | None, size: int, rounds: tuple = ()
+) -> tuple:
     def shape(leaf):
         return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
 
@@ -90,10 +105,19 @@ def arguments(params: PyTree, key: jax.Array, like: Layout, length: int | None, 
         jax.ShapeDtypeStruct(key.shape, key.dtype),
         shaped(like, length, size),
         jax.ShapeDtypeStruct((size, 2), np.uint32),
+        *jax.tree.map(shape, rounds),
     )
 
 
-def outputs(explain: Callable, params: PyTree, key: jax.Array, like: Layout, length: int):
+def outputs(
+    explain: Callable,
+    params: PyTree,
+    key: jax.Array,
+    like: Layout,
+    length: int,
+    rounds: tuple = (),
+    settled: PyTree = None,
+):
     """Trace `explain` by shape: what it returns, and a fingerprint of what it computes.
 
     An output axis has the example's length if it is `length` long for examples of that length and
@@ -102,11 +126,11 @@ def outputs(explain: Callable, params: PyTree, key: jax.Array, like: Layout, len
     Raises:
         JaxplainError: if an output depends on the length in another way.
     """
-    function = batched(explain)
-    lowered = jax.jit(function).lower(*arguments(params, key, like, length, 2))
+    function = batched(explain, settled)
+    lowered = jax.jit(function).lower(*arguments(params, key, like, length, 2, rounds))
     result, _ = lowered.out_info
     if any(like.ragged):
-        shorter, _ = jax.eval_shape(function, *arguments(params, key, like, length - 1, 2))
+        shorter, _ = jax.eval_shape(function, *arguments(params, key, like, length - 1, 2, rounds))
     else:
         shorter = result
     names, ragged = leaf_names(result), []
@@ -169,6 +193,8 @@ def compile_bucket(
     mesh: Mesh,
     *,
     memory: int | None,
+    rounds: tuple = (),
+    settled: PyTree = None,
 ) -> Program:
     """Compile for `size` rows, halving them until the program fits `memory` bytes a device.
 
@@ -182,11 +208,14 @@ def compile_bucket(
     everywhere = NamedSharding(mesh, PartitionSpec())
     params_at = jax.tree.map(lambda leaf: leaf.sharding, params)
     function = jax.jit(
-        batched(explain), in_shardings=(params_at, everywhere, rows, rows), out_shardings=rows
+        batched(explain, settled),
+        in_shardings=(params_at, everywhere, rows, rows, *(everywhere for _ in rounds)),
+        out_shardings=rows,
     )
     while True:
         with jax.set_mesh(mesh):  # for what divides its own work among devices
-            compiled = function.lower(*arguments(params, key, like, length, size)).compile()
+            shapes = arguments(params, key, like, length, size, rounds)
+            compiled = function.lower(*shapes).compile()
         taken = bytes_of(compiled, params, devices)
         if memory is None or taken <= memory:
             return Program(compiled, size, taken)

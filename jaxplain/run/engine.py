@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxplain.run import compile as compiler
-from jaxplain.run import fingerprint, plan, store
+from jaxplain.run import fingerprint, plan, precision, store
 from jaxplain.run.parts import Settings, Summary
 from jaxplain.run.pipeline import Job
 from jaxplain.run.progress import shown
@@ -19,7 +19,7 @@ from jaxplain.types import JaxplainError, PyTree
 
 
 def run(
-    explain: Callable[[PyTree, PyTree, jax.Array], PyTree],
+    explain: Callable[..., PyTree],
     params: PyTree,
     examples: Any,
     out: str | Path,
@@ -33,6 +33,8 @@ def run(
     ragged: Sequence[str] | str = "auto",
     configuration: dict[str, Any] | None = None,
     keep: Mapping[str, PyTree] | None = None,
+    tolerance: float | None = None,
+    efforts: Sequence[precision.Effort] | None = None,
     memory_limit: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -71,6 +73,14 @@ def run(
         keep: arrays by name that belong to the run as a whole, such as what was measured on the
             data beforehand; kept in the directory, compared on resuming, and there again as
             `jaxplain.load(out).kept`. What `explain` needs of them goes into `params`, too.
+        tolerance: the relative error that every result must keep: |gap| as a share of
+            |f(x) - f(baseline)|, or the largest standard error as a share of the same, or, of a
+            method that searches, its own flag. `explain` then takes a fourth argument `effort`, and
+            examples that are not precise enough are given another round, and only they, until all
+            are or the rounds end; those that are not are marked: `Record.converged`.
+        efforts: the rounds, from `jaxplain.precision`: `nodes(16, 1024)`, the default, for
+            `integrated_gradients(steps=effort)`; `draws(64, 4096)` for a number of samples;
+            `restarts((500, 4000))` for searches, which begin anew with more steps.
         memory_limit: bytes a device that a program may take; default 80% of what is free.
         overwrite: remove the run that is in `out`, if it is another one; the same one is resumed.
         progress: show a bar, or plain lines where there is no terminal, on stderr.
@@ -101,6 +111,7 @@ def run(
     began = time.monotonic()
     out = Path(out)
     check_arguments(examples, batch_size, shard_size, lengths, max_length)
+    asked = precision.check(explain, tolerance, efforts)
     mesh = compiler.check_mesh(mesh)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
@@ -112,7 +123,9 @@ def run(
         like, probes = plan.probe(examples, choice)
         params = compiler.place(params, mesh)
         length = canonical_length(lengths, max_length)
-        outputs, function = compiler.outputs(explain, params, key, like, length)
+        outputs, function = compiler.outputs(
+            explain, params, key, like, length, **precision.arguments(asked, 0)
+        )
         info = {
             "format": store.FORMAT,
             "created": now(),
@@ -125,7 +138,8 @@ def run(
                 "lengths": lengths if isinstance(lengths, str) else list(lengths),
                 "max_length": max_length,
                 "ragged": [n for n, r in zip(like.names, like.ragged, strict=True) if r],
-            },
+            }
+            | ({"tolerance": tolerance, "efforts": [e.count for e in asked]} if asked else {}),
             "versions": fingerprint.versions(),
             "fingerprints": {
                 "function": function,
@@ -155,6 +169,7 @@ def run(
             mesh, batch_size, plan.shard_size_for(shard_size, len(examples)),
             plan.grid(lengths, len(examples)), max_length,
             memory_limit or int(compiler.MARGIN * compiler.free_memory(mesh)), outputs,
+            tolerance, asked,
         )  # fmt: skip
         with shown(progress) as show:
             summary = Job(settings, examples, show, began).all()
@@ -166,7 +181,9 @@ def run(
             "seconds": round(earlier + summary.seconds, 3),
             "examples_per_second": round(summary.examples_per_second, 3),
             "padding": round(summary.padding, 4),
-        } | ({"gap": summary.gap} if summary.gap else {})
+        }
+        info["totals"] |= {"gap": summary.gap} if summary.gap else {}
+        info["totals"] |= {"precision": summary.precision} if summary.precision else {}
         if old is None or old.get("status") != "complete" or summary.resumed < summary.examples:
             info["finished"] = now()
         else:  # nothing was left to do: the record of what was done stands

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from jaxplain.run.compile import Outputs
 from jaxplain.run.plan import Batch
+from jaxplain.run.precision import Effort
 from jaxplain.run.trees import Layout
 from jaxplain.types import PyTree
 
@@ -29,6 +30,8 @@ class Summary(NamedTuple):
         gap: of all results' completeness gaps, in f's units, without sign: how many are `claimed`
             and `not_claimed` (NaN), `median`, `percentile_99` and `largest`, and the
             `largest_of_output`, relative to |f(x)|; empty where results have no `gap`.
+        precision: of a run with a tolerance: how many examples are `converged` and
+            `not_converged`, `evaluations` of all, and how many ended with how many each, `efforts`.
     """
 
     out: Path
@@ -40,6 +43,7 @@ class Summary(NamedTuple):
     examples_per_second: float
     padding: float
     gap: dict[str, float]
+    precision: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Settings(NamedTuple):
@@ -57,6 +61,8 @@ class Settings(NamedTuple):
     max_length: int | None
     memory: int
     outputs: Outputs
+    tolerance: float | None
+    efforts: tuple[Effort, ...]
 
 
 class Work(NamedTuple):

@@ -4,20 +4,20 @@ import contextlib
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxplain.run import batches, gaps, plan, precision, rounds, store
 from jaxplain.run import compile as compiler
-from jaxplain.run import gaps, plan, store
 from jaxplain.run.parts import Settings, Summary, Work
 from jaxplain.run.progress import State
-from jaxplain.run.trees import MAY_BE_NAN, fit, stack
+from jaxplain.run.rounds import Rounds
 from jaxplain.types import JaxplainError
 
 AHEAD = 2  # batches that are read, and results that wait for the disk, at most
@@ -29,13 +29,17 @@ class Job:
     def __init__(self, settings: Settings, source: Any, show: Callable, began: float):
         self.s, self.source, self.show, self.began = settings, source, show, began
         self.reader = plan.Reader(source, settings.like)
-        self.programs: dict[int, Future] = {}
+        # By bucket, rows, and the round where that is compiled in.
+        self.programs: dict[tuple[int, int, int], Future] = {}
         self.sizes: dict[int, int] = {}
         self.count = len(source)
         self.done = self.failed = self.resumed = 0
         self.real = self.computed = self.finished = 0
         self.gap = gaps.places(settings.outputs.names)
         self.gaps: gaps.Numbers = []
+        self.rounds: Rounds | None = None  # of the window, in a run with a tolerance
+        self.ended: Counter = Counter()  # how many examples ended after which round, and how
+        self.doing = "explained"
         self.first: float | None = None  # when the first program was ready
         self.stop = threading.Event()
         self.trouble: list[BaseException] = []
@@ -47,18 +51,23 @@ class Job:
         try:
             for window in windows:
                 self.report("planning")
+                if self.s.efforts and self.s.tolerance:
+                    self.rounds = Rounds(self.s.out, window, self.s.efforts, self.s.tolerance)
                 shards = self.plan_window(window)
                 missing = self.verify(window, shards)
                 if missing:
                     self.compute(window, shards, missing)
+                if self.rounds:
+                    self.refine(window, shards, self.rounds)
                 self.reader.forget()
         finally:
             self.pool.shutdown(cancel_futures=True)
-        self.report("explained")
+        self.report(self.doing)
         seconds = time.monotonic() - self.began
         return Summary(
             self.s.out, self.count, self.done, self.failed, self.resumed, seconds,
             self.rate(), self.padding(), gaps.statistics(self.gaps) if self.gap else {},
+            rounds.totals(self.s.tolerance, self.s.efforts, self.ended) if self.s.tolerance else {},
         )  # fmt: skip
 
     def rate(self) -> float:
@@ -90,17 +99,44 @@ class Job:
             )
             self.settle_sizes(groups, more=indices.stop < self.count)
             shards = plan.cut(groups, errors, self.sizes, self.s.shard_size)
-            content = {
-                "shards": [[list(b) for b in shard] for shard in shards],
-                "sizes": [list(item) for item in self.sizes.items()],
-            }
-            with store.writing(self.s.out):
-                store.write(path, store.pack(content))
+            content = self.keep_plan(path, shards)
         self.sizes |= {bucket: size for bucket, size in content["sizes"]}
-        return [
-            [plan.Batch(b[0], b[1], tuple(b[2]), tuple(b[3])) for b in shard]
-            for shard in content["shards"]
-        ]
+        return planned(content)
+
+    def keep_plan(self, path: Path, shards: list[list[plan.Batch]]) -> dict[str, Any]:
+        content = {
+            "shards": [[list(b) for b in shard] for shard in shards],
+            "sizes": [list(item) for item in self.sizes.items()],
+        }
+        with store.writing(self.s.out):
+            store.write(path, store.pack(content))
+        return content
+
+    def refine(self, window: int, shards: list[list[plan.Batch]], rounds_of: Rounds) -> None:
+        """Give those that are not precise enough another round, until all are or rounds end."""
+        levels = [shards]
+        for level in range(1, len(self.s.efforts)):
+            groups = rounds_of.pending(level - 1, shards)
+            if not groups:
+                break
+            path = store.plan_path(self.s.out, window, level)
+            shards = []
+            with contextlib.suppress(FileNotFoundError, store.Damaged):
+                shards = planned(store.unpack(path))
+            wanted = sorted(i for group in groups.values() for i in group)
+            if sorted(i for shard in shards for b in shard for i in b.indices) != wanted:
+                devices = self.s.mesh.shape["data"]
+                shards = rounds.cut(groups, self.sizes, devices, self.s.shard_size)
+                self.keep_plan(path, shards)
+            self.doing = f"explained, {len(wanted):,} of them again"
+            missing = self.verify(window, shards, level)
+            if missing:
+                self.compute(window, shards, missing, level)
+            levels.append(shards)
+        ended, found = rounds_of.tally(levels, self.gap)
+        self.ended += ended
+        self.gaps += found
+        self.doing = "explained"
 
     def settle_sizes(self, groups: dict[int, list[int]], more: bool) -> None:
         """Choose the batch of every bucket that has none yet; compile to know that it fits."""
@@ -119,61 +155,75 @@ class Job:
         if self.s.batch_size == "auto":
             self.report("compiling")
             for bucket in groups:
-                if bucket in self.programs:
-                    self.sizes[bucket] = self.programs[bucket].result().size
+                key = bucket, plan.round_up(self.sizes[bucket], rows), 0
+                if key in self.programs:
+                    program = self.programs[key]
+                    self.sizes[bucket] = size = program.result().size
+                    self.programs[bucket, size, 0] = program
 
-    def program(self, bucket: int, size: int, memory: int | None = None) -> Future:
+    def program(self, bucket: int, size: int, memory: int | None = None, level: int = 0) -> Future:
         """The program of a bucket; begun in the background when first asked for."""
-        if bucket not in self.programs:
-            size = plan.round_up(size, self.s.mesh.shape["data"])  # planned on another mesh
-            self.programs[bucket] = self.pool.submit(
+        size = plan.round_up(size, self.s.mesh.shape["data"])  # planned on another mesh
+        settled = bool(self.s.efforts) and precision.static(self.s.efforts[level])
+        key = bucket, size, level if settled else 0
+        if key not in self.programs:
+            self.programs[key] = self.pool.submit(
                 compiler.compile_bucket, self.s.explain, self.s.params, self.s.key, self.s.like,
                 bucket or None, size, self.s.mesh, memory=memory,
+                **precision.arguments(self.s.efforts, level),
             )  # fmt: skip
-        return self.programs[bucket]
+        return self.programs[key]
 
-    def verify(self, window: int, shards: list[list[plan.Batch]]) -> list[int]:
+    def verify(self, window: int, shards: list[list[plan.Batch]], level: int = 0) -> list[int]:
         """Count what is on disk and whole; give the numbers of the shards that are not."""
         missing = []
         for number, shard in enumerate(shards):
             planned = [i for batch in shard for i in batch.indices]
             try:
-                content = store.unpack(store.shard_path(self.s.out, window, number))
+                content = store.unpack(store.shard_path(self.s.out, window, number, level))
                 whole = content["index"] == planned
             except (FileNotFoundError, store.Damaged):
                 whole = False
             if whole:
                 failed = sum(error is not None for error in content["errors"])
-                self.failed += failed
-                self.done += len(planned) - failed
-                self.resumed += len(planned)
-                if self.gap:
+                self.count_in(level, len(planned), failed)
+                self.resumed += len(planned) if level == 0 else 0
+                if self.gap and not self.rounds:
                     self.gaps.append(gaps.of_shard(content, self.gap))
             else:
                 missing.append(number)
         return missing
 
+    def count_in(self, level: int, many: int, failed: int) -> None:
+        """Count examples as done or failed; in later rounds, those that failed after all."""
+        self.failed += failed
+        self.done += many - failed if level == 0 else -failed
+
     # ---- computing
 
-    def compute(self, window: int, shards: list[list[plan.Batch]], missing: list[int]) -> None:
+    def compute(
+        self, window: int, shards: list[list[plan.Batch]], missing: list[int], level: int = 0
+    ) -> None:
         for number in missing:
             for batch in shards[number]:
                 if batch.bucket != plan.FAILED:
-                    self.program(batch.bucket, batch.size)
+                    self.program(batch.bucket, batch.size, level=level)
         ready: queue.Queue = queue.Queue(AHEAD)
         results: queue.Queue = queue.Queue(AHEAD)
         reader = threading.Thread(target=self.guard, args=(self.read, ready, shards, missing))
-        writer = threading.Thread(target=self.guard, args=(self.write, results, window, shards))
+        writer = threading.Thread(
+            target=self.guard, args=(self.write, results, window, shards, level)
+        )
         reader.start()
         writer.start()
         try:
             for work in self.items(ready):
-                if not self.put(results, (work, *self.launch(work))):
+                if not self.put(results, (work, *self.launch(work, level))):
                     break
             self.put(results, None)
             while writer.is_alive():
                 writer.join(0.05)
-                self.report("explained")
+                self.report(self.doing)
         except BaseException:
             self.stop.set()
             raise
@@ -216,49 +266,15 @@ class Job:
         """Reader thread: rows to padded batches."""
         for number in missing:
             for batch in shards[number]:
-                if not self.put(ready, self.assemble(number, batch)):
+                if not self.put(ready, batches.assemble(self.reader, self.s, number, batch)):
                     return
         self.put(ready, None)
 
-    def assemble(self, shard: int, batch: plan.Batch) -> Work:
-        rows, lengths, notes, errors = [], [], [], dict(enumerate(batch.errors))
-        good = []
-        for row, index in enumerate(batch.indices):
-            if row in errors:
-                lengths.append(None)
-                notes.append({})
-                continue
-            try:
-                example = self.reader.read(index)
-                length = fit(example, self.s.like)
-                bucket = plan.bucket_of(length, self.s.lengths, self.s.max_length)
-                if bucket != batch.bucket:
-                    raise JaxplainError("the source gave another length when it was read again")
-                lengths.append(length)
-                notes.append(example.notes)
-                good.append(example)
-                rows.append(row)
-            except Exception as error:
-                errors[row] = plan.reason(error)
-                lengths.append(None)
-                notes.append({})
-        if not good:
-            return Work(shard, batch, lengths, notes, errors, None, None)
-        size = plan.round_up(batch.size, self.s.mesh.shape["data"])
-        # A row that could not be read is filled with one that could: nothing else moves.
-        by_row = dict(zip(rows, good, strict=True))
-        filled = [by_row.get(row, good[0]) for row in range(len(batch.indices))]
-        arrays = stack(filled, self.s.like, batch.bucket or None, size)
-        digests = np.zeros((size, 2), np.uint32)
-        digests[: len(filled)] = [e.digest for e in filled]
-        digests[len(filled) :] = digests[:1]
-        return Work(shard, batch, lengths, notes, errors, arrays, digests)
-
-    def launch(self, work: Work) -> tuple[Any, Any]:
+    def launch(self, work: Work, level: int) -> tuple[Any, Any]:
         """Start a batch on the devices; does not wait for it."""
         if work.arrays is None:
             return None, None
-        future = self.program(work.batch.bucket, work.batch.size)
+        future = self.program(work.batch.bucket, work.batch.size, level=level)
         if not future.done():
             self.report("compiling")
         program = future.result()
@@ -267,63 +283,49 @@ class Job:
         rows = NamedSharding(self.s.mesh, PartitionSpec("data"))
         with computing():
             arrays, digests = jax.device_put((work.arrays, work.digests), rows)
-            result, good = program.call(self.s.params, self.s.key, arrays, digests)
+            last = precision.arguments(self.s.efforts, level).get("rounds", ())
+            result, good = program.call(self.s.params, self.s.key, arrays, digests, *last)
         length = work.batch.bucket or 1
         self.computed += program.size * length
         self.real += sum(
             n or length for row, n in enumerate(work.lengths) if row not in work.errors
         )
-        self.report("explained")
+        self.report(self.doing)
         return result, good
 
     # ---- writing
 
-    def write(self, results: queue.Queue, window: int, shards: list[list[plan.Batch]]) -> None:
+    def write(
+        self, results: queue.Queue, window: int, shards: list[list[plan.Batch]], level: int
+    ) -> None:
         """Writer thread: results to records, records to shards."""
         records: list = []
         for work, result, good in self.items(results):
-            records += self.records(work, result, good)
+            with computing():
+                records += batches.records(work, result, good, self.s.outputs)
             if work.batch is shards[work.shard][-1]:
-                path = store.shard_path(self.s.out, window, work.shard)
+                more: dict[str, Any] = {}
+                if self.rounds:
+                    records, near = self.rounds.settle(level, self.s.outputs.tree, records)
+                    more = {"effort": self.rounds.spent(level), "converged": near}
+                path = store.shard_path(self.s.out, window, work.shard, level)
                 with store.writing(self.s.out):
-                    store.write(path, store.pack_records(self.s.outputs.tree, records))
+                    store.write(path, store.pack_records(self.s.outputs.tree, records, **more))
                 failed = sum(error is not None for *_, error in records)
-                self.failed += failed
-                self.done += len(records) - failed
+                self.count_in(level, len(records), failed)
                 self.finished += len(records)
-                if self.gap:
+                if self.gap and not self.rounds:
                     kept = (values for _, values, _, _ in records if values is not None)
                     self.gaps += [gaps.of_values(values, self.gap) for values in kept]
                 records = []
 
-    def records(self, work: Work, result: Any, good: Any) -> Iterator[tuple]:
-        leaves = []
-        if result is not None:
-            with computing():
-                leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(result)]
-                good = np.asarray(good)
-        for row, index in enumerate(work.batch.indices):
-            error = work.errors.get(row)
-            values = None
-            if error is None:
-                values = [
-                    leaf[row][tuple(slice(work.lengths[row]) if axis in ragged else slice(None)
-                                    for axis in range(leaf.ndim - 1))]
-                    for leaf, ragged in zip(leaves, self.s.outputs.ragged, strict=True)
-                ]  # fmt: skip
-                if not good[row]:
-                    values, error = None, self.not_finite(values)
-            yield index, values, work.notes[row], error
 
-    def not_finite(self, values: list[np.ndarray]) -> str:
-        bad = []
-        for name, value in zip(self.s.outputs.names, values, strict=True):
-            if jnp.issubdtype(value.dtype, jnp.inexact):
-                if np.isinf(value).any():
-                    bad.append(f"infinity in {name}")
-                elif np.isnan(value).any() and not MAY_BE_NAN & set(name.split(".")):
-                    bad.append(f"NaN in {name}")
-        return ", ".join(bad) or "NaN or infinity in the padding"
+def planned(content: Any) -> list[list[plan.Batch]]:
+    """The shards of a plan as it was kept."""
+    return [
+        [plan.Batch(b[0], b[1], tuple(b[2]), tuple(b[3])) for b in shard]
+        for shard in content["shards"]
+    ]
 
 
 @contextlib.contextmanager

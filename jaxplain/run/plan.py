@@ -142,6 +142,17 @@ def cut(
         for bucket, group in groups.items()
         for start in range(0, len(group), sizes[bucket])
     ]
+    shards = gather(batches, shard_size)
+    if errors:
+        failed = Batch(FAILED, 0, tuple(errors), tuple(errors.values()))
+        if not shards:
+            shards.append([])
+        shards[-1].append(failed)
+    return shards
+
+
+def gather(batches: list[Batch], shard_size: int) -> list[list[Batch]]:
+    """Whole batches in shards of about `shard_size` examples."""
     shards: list[list[Batch]] = []
     room = 0
     for batch in batches:
@@ -150,11 +161,6 @@ def cut(
             room = shard_size
         shards[-1].append(batch)
         room -= len(batch.indices)
-    if errors:
-        failed = Batch(FAILED, 0, tuple(errors), tuple(errors.values()))
-        if not shards:
-            shards.append([])
-        shards[-1].append(failed)
     return shards
 
 

@@ -22,10 +22,12 @@ class Records:
         kept: the arrays that `run` was asked to keep, by name; empty if none.
     """
 
-    def __init__(self, path: Path, info: dict[str, Any], places: dict[int, tuple[int, int, int]]):
+    def __init__(
+        self, path: Path, info: dict[str, Any], places: dict[int, tuple[int, int, int, int]]
+    ):
         self.path, self.info = path, info
         self._places = places
-        self._shards: OrderedDict[tuple[int, int], tuple[int, list[Record]]] = OrderedDict()
+        self._shards: OrderedDict[tuple[int, int, int], tuple[int, list[Record]]] = OrderedDict()
 
     @property
     def kept(self) -> Mapping[str, PyTree]:
@@ -48,19 +50,19 @@ class Records:
                 f"example {index} is not explained yet in {self.path}: run the same command again "
                 "to resume"
             )
-        window, shard, row = self._places[index]
-        return self._shard(window, shard)[row]
+        *place, row = self._places[index]
+        return self._shard(tuple(place))[row]
 
-    def _shard(self, window: int, shard: int) -> list[Record]:
-        if (window, shard) not in self._shards:
-            path = store.shard_path(self.path, window, shard)
-            self._shards[window, shard] = path.stat().st_size, store.unpack_records(path)
+    def _shard(self, place: tuple) -> list[Record]:
+        if place not in self._shards:
+            path = store.shard_path(self.path, *place)
+            self._shards[place] = path.stat().st_size, store.unpack_records(path)
             while len(self._shards) > KEPT or (
                 len(self._shards) > 1 and sum(n for n, _ in self._shards.values()) > KEPT_BYTES
             ):
                 self._shards.popitem(last=False)
-        self._shards.move_to_end((window, shard))
-        return self._shards[window, shard][1]
+        self._shards.move_to_end(place)
+        return self._shards[place][1]
 
     def __repr__(self) -> str:
         return f"Records({str(self.path)!r}, {len(self)} of {self.info['examples']} examples)"
@@ -83,10 +85,9 @@ def load(out: str | Path) -> Records:
     if info is None:
         raise JaxplainError(f"{path} is not a run: there is no run.json in it")
     places = {}
-    for plan in sorted((path / "plans").glob("*.msgpack")):
-        window = int(plan.stem)
+    for window, level, plan in store.plans(path):
         for number, shard in enumerate(store.unpack(plan)["shards"]):
-            if store.shard_path(path, window, number).exists():
+            if store.shard_path(path, window, number, level).exists():
                 indices = [index for batch in shard for index in batch[2]]
-                places |= {index: (window, number, row) for row, index in enumerate(indices)}
+                places |= {i: (window, number, level, row) for row, i in enumerate(indices)}
     return Records(path, info, places)

@@ -3,6 +3,8 @@
     run.json              what was run, on what, how far it got
     plans/00000.msgpack   which examples make which shard, a file a window of the source
     shards/00000-0000.msgpack   the records of one shard
+    plans/00000.01.msgpack, shards/00000-0000.01.msgpack   the same, of those that took another
+                          round to be as precise as asked: their records stand for the earlier ones
     kept.msgpack          arrays that belong to the run as a whole, where it has some
 
 Every msgpack file starts with a mark and a checksum of the rest, is written under a temporary name,
@@ -42,12 +44,16 @@ class Record(NamedTuple):
         result: what `explain` returned, as numpy arrays with the padding trimmed; None if failed.
         notes: the example's fields that are not numeric, as the source gave them.
         error: why it failed; None if it did not.
+        effort: in a run with a tolerance, evaluations that the result took: nodes or samples.
+        converged: in such a run, whether the result is within the tolerance.
     """
 
     index: int
     result: PyTree
     notes: dict[str, Any]
     error: str | None
+    effort: int | None = None
+    converged: bool | None = None
 
 
 class Damaged(JaxplainError):
@@ -106,8 +112,17 @@ def note(value: Any) -> Any:
     return str(value)
 
 
-def pack_records(tree: Any, records: list[tuple[int, list | None, dict, str | None]]) -> bytes:
-    """Pack `(index, leaves, notes, error)` rows, leaf by leaf, into a shard's bytes."""
+def pack_records(
+    tree: Any,
+    records: list[tuple[int, list | None, dict, str | None]],
+    *,
+    effort: int | None = None,
+    converged: list[bool] | None = None,
+) -> bytes:
+    """Pack `(index, leaves, notes, error)` rows, leaf by leaf, into a shard's bytes.
+
+    With a tolerance, `effort` is that of all rows, and `converged` says who is within it.
+    """
     good = [leaves for _, leaves, _, _ in records if leaves is not None]
     columns = []
     for column in zip(*good, strict=True):
@@ -127,6 +142,7 @@ def pack_records(tree: Any, records: list[tuple[int, list | None, dict, str | No
             "tree": tree,
             "columns": columns,
         }
+        | ({} if converged is None else {"effort": effort, "converged": converged})
     )
 
 
@@ -143,14 +159,17 @@ def unpack_records(path: Path) -> list[Record]:
             start = stop
         columns.append(arrays)
     records, row = [], 0
-    for index, error, notes in zip(
-        content["index"], content["errors"], content["notes"], strict=True
-    ):
+    rows = [content["index"], content["errors"], content["notes"]]
+    rows.append(content.get("converged") or [None] * len(rows[0]))
+    for index, error, notes, converged in zip(*rows, strict=True):
         result = None
         if error is None:
             result = rebuild(content["tree"], iter([column[row] for column in columns]))
             row += 1
-        records.append(Record(index, result, notes, error))
+        effort = content.get("effort") if error is None else None
+        records.append(
+            Record(index, result, notes, error, effort, converged if error is None else None)
+        )
     return records
 
 
@@ -172,12 +191,20 @@ def read_kept(out: Path) -> PyTree:
         return None
 
 
-def plan_path(out: Path, window: int) -> Path:
-    return out / "plans" / f"{window:05d}.msgpack"
+def plan_path(out: Path, window: int, level: int = 0) -> Path:
+    """Of a window's first results; from level 1, of those that were given more nodes or samples."""
+    return out / "plans" / f"{window:05d}{f'.{level:02d}' if level else ''}.msgpack"
 
 
-def shard_path(out: Path, window: int, shard: int) -> Path:
-    return out / "shards" / f"{window:05d}-{shard:04d}.msgpack"
+def shard_path(out: Path, window: int, shard: int, level: int = 0) -> Path:
+    return out / "shards" / f"{window:05d}-{shard:04d}{f'.{level:02d}' if level else ''}.msgpack"
+
+
+def plans(out: Path) -> Iterator[tuple[int, int, Path]]:
+    """`(window, level, path)` of every plan, the levels of a window in their order."""
+    for path in sorted((out / "plans").glob("*.msgpack"), key=lambda path: path.stem):
+        window, _, level = path.stem.partition(".")
+        yield int(window), int(level or 0), path
 
 
 def read_info(out: Path) -> dict[str, Any] | None:

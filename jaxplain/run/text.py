@@ -107,7 +107,8 @@ def explain_text(
     units: bool = False,
     groups: bool = False,
     contrast: bool = False,
-) -> Callable[[PyTree, PyTree, Array], PyTree]:
+    refined_by: str = "",
+) -> Callable[..., PyTree]:
     """Make the function of one text that `run` maps over a `TextSource`.
 
     The explained function is the logit of the target class, as a function of the embeddings
@@ -134,11 +135,12 @@ def explain_text(
         units: tell it which of them are words, and not special tokens, as `units`.
         groups: tell it that an embedding is taken away whole, as `groups`.
         contrast: explain the target's logit less that of the strongest other class.
+        refined_by: the method's option that a round's effort stands for, with a tolerance.
 
     Returns:
-        `(params, example, key) -> dict` of `attribution` (scores `[T]`), `logits` `[C]`,
-        `target` `[]` int32 and, with `contrast`, `other` `[]` int32. Costs what the method costs,
-        and one forward pass.
+        `(params, example, key, effort=None) -> dict` of `attribution` (scores `[T]`), `logits`
+        `[C]`, `target` `[]` int32 and, with `contrast`, `other` `[]` int32. Costs what the method
+        costs, and one forward pass.
 
     Raises:
         JaxplainError: if the model has no token for `baseline`, or no two classes to contrast.
@@ -149,7 +151,7 @@ def explain_text(
         )
     token = None if baseline is None else baseline_id(baseline, model)
 
-    def explain(params, example, key):
+    def explain(params, example, key, effort=None):
         ids, mask = example["ids"], example["mask"]
         embedded = model.embed(params, ids)
         # Padding repeats the first token: no range or mean over x then depends on the padding.
@@ -187,6 +189,8 @@ def explain_text(
             settings["units"] = mask & ~special
         if groups:
             settings["groups"] = np.arange(x.shape[0])[:, None]
+        if effort is not None:
+            settings[refined_by] = effort
         result = explainer(f, x, key=key, **settings)
         return {
             "attribution": per_token(result, mask, magnitude),

@@ -286,6 +286,16 @@ def rebuild(description: Any, leaves: Any) -> PyTree:
     return tuple(children) if kind == "tuple" else children
 
 
+def unbuild(description: Any, result: PyTree) -> list[Any]:
+    """The leaves that `rebuild` was given."""
+    kind, *rest = description
+    if kind in ("leaf", "none"):
+        return [result] if kind == "leaf" else []
+    children = [result[name] for name in rest[0]] if kind == "dict" else list(result)
+    pairs = zip(rest[-1], children, strict=True)
+    return [leaf for child, value in pairs for leaf in unbuild(child, value)]
+
+
 def leaf_names(result: PyTree) -> list[str]:
     return [
         jax.tree_util.keystr(path, simple=True, separator=".") or "the result"
