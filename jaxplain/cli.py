@@ -21,6 +21,7 @@ import jaxplain
 from jaxplain import models, report
 from jaxplain.models import trained
 from jaxplain.report import api
+from jaxplain.report.compare import LIMIT
 from jaxplain.report.view import Survey
 from jaxplain.run import Summary, run
 from jaxplain.run import data as datasets
@@ -56,6 +57,7 @@ def explain(
     max_length: Annotated[int | None, Parameter(group=INPUT)] = None,
     method: Annotated[str, Parameter(group=METHOD)] = "integrated_gradients",
     target: Annotated[str, Parameter(group=METHOD)] = "predicted",
+    tolerance: Annotated[float | None, Parameter(group=METHOD)] = None,
     background: Annotated[int | None, Parameter(group=METHOD)] = None,
     seed: Annotated[int, Parameter(group=METHOD)] = 0,
     out: Annotated[Path | None, Parameter(group=RUN)] = None,
@@ -120,6 +122,10 @@ def explain(
         max_length: cut longer sentences to so many tokens. Default: the most the model takes.
         method: how to explain; `jaxplain methods` lists them with their options.
         target: the class to explain: predicted, label, or a class by name or number.
+        tolerance: how exact every result must be, such as 0.01: the completeness gap, or the
+            largest standard error, as a share of f(x) - f(baseline). Examples that are not get more
+            nodes or samples, and only they, up to --steps (1024) or --samples (64 times the
+            default); those that are not then are marked. Of word_information: see --steps there.
         background: how many sentences of the data serve as reference inputs (expected_gradients:
             32), or as the sample on which layers are measured (word_information: 512).
         seed: of the random draws, for methods that sample.
@@ -152,6 +158,7 @@ def explain(
         target=target,
         max_length=max_length,
         references=background,
+        tolerance=tolerance,
     )
     configuration = jsonable(
         {
@@ -164,6 +171,7 @@ def explain(
             "seed": seed,
             "classes": job.model.labels,
         }
+        | ({"tolerance": tolerance} if job.efforts else {})
         | job.extra
     )
     if out is None:
@@ -184,6 +192,8 @@ def explain(
             ragged=job.ragged,
             configuration=configuration,
             keep=keep,
+            tolerance=tolerance if job.efforts else None,
+            efforts=job.efforts,
             overwrite=overwrite,
             progress=not quiet,
         )
@@ -203,6 +213,7 @@ def show_run(
     *,
     page: Path | None = None,
     limit: int | None = None,
+    against: Path | None = None,
 ) -> int:
     """Show a run that `jaxplain explain` or `jaxplain.run` made.
 
@@ -213,16 +224,25 @@ def show_run(
 
     - `jaxplain show runs/transformer-integrated_gradients`
     - `jaxplain show runs/reviews --page reviews.html --limit 5000`
+    - `jaxplain show runs/reviews --against runs/reviews-lstm --page both.html`
 
     Args:
         directory: the run's directory.
         page: write the run as one HTML file instead, which needs no network to be read.
-        limit: how many examples to show. Default: 5 in the terminal, 1000 on a page.
+        limit: how many examples to show. Default: 5 in the terminal; 10000 on a page, which stays
+            under 20 MB and says how many it leaves out.
+        against: another run on the same examples, of another method or model: say how nearly the
+            scores of the two agree, and on the page show both for each example.
     """
     if limit is not None and limit < 0:
         raise JaxplainError(f"--limit must be at least 0, not {limit}")
+    if against is not None:
+        compared = report.compare(directory, against, page, limit=LIMIT if limit is None else limit)
+        print(api.agreement(compared))
+        print("--page FILE shows them side by side" if page is None else f"page: {page}")
+        return 0
     if page is not None:
-        path, info, found = api.publish(directory, page, limit=1000 if limit is None else limit)
+        path, info, found = api.publish(directory, page, limit=LIMIT if limit is None else limit)
         tell(info, found)
         print(f"page: {path}")
         return 0

@@ -2,3 +2,5 @@
 
 from jaxplain.report.api import page as page
 from jaxplain.report.api import terminal as terminal
+from jaxplain.report.compare import compare as compare
+from jaxplain.report.corpus import corpus as corpus

@@ -9,19 +9,25 @@ import numpy as np
 from rich.console import Console
 
 from jaxplain.report import heat, information, web
+from jaxplain.report.agreement import Comparison
+from jaxplain.report.agreement import sentence as told
+from jaxplain.report.compare import LIMIT
+from jaxplain.report.corpus import corpus
 from jaxplain.report.curves import curves
+from jaxplain.report.told import percent, share
 from jaxplain.report.view import Survey, survey
 from jaxplain.run.records import load
 from jaxplain.types import JaxplainError
 
 
-def page(run_dir: str | Path, path: str | Path | None = None, *, limit: int = 1000) -> Path:
+def page(run_dir: str | Path, path: str | Path | None = None, *, limit: int = LIMIT) -> Path:
     """Write a run as one HTML file that shows without a network, a server or JavaScript.
 
     Args:
         run_dir: a directory that `run` wrote.
         path: the file to write; `page.html` in the run directory if None.
-        limit: how many explained examples to show; the summary is of all.
+        limit: how many explained examples to show, at most: the page stays under 20 MB, and says
+            how many it leaves out. The summary and the words or features are of all.
 
     Returns:
         The file's path.
@@ -33,12 +39,12 @@ def page(run_dir: str | Path, path: str | Path | None = None, *, limit: int = 10
 
 
 def publish(
-    run_dir: str | Path, path: str | Path | None = None, *, limit: int = 1000
+    run_dir: str | Path, path: str | Path | None = None, *, limit: int = LIMIT
 ) -> tuple[Path, Mapping[str, Any], Survey]:
     """As `page`; give what was read on the way, too."""
     path = Path(run_dir) / "page.html" if path is None else Path(path)
     info, found = look(run_dir, limit=limit)
-    text = web.render(info, found)
+    text = web.render(info, found, None if found.informed else corpus(load(run_dir)))
     try:
         return web.write(path, text), info, found
     except OSError as error:
@@ -92,18 +98,23 @@ def overview(found: Survey) -> str | None:
     return None if found.curves is None else information.table_text(found.curves) + "\n"
 
 
+def agreement(found: Comparison) -> str:
+    """A comparison of two runs in one line."""
+    return told(found)
+
+
 def sentence(found: Survey, speed: str | None = None) -> str:
     """A run in one line: how many, how fast, how exact, what failed."""
     facts = [f"{found.examples - found.failed:,} of {found.examples:,} examples explained"]
     if speed:
         facts.append(speed)
     if found.labelled:
-        facts.append(f"{web.percent(found.correct / found.labelled)} predicted rightly")
+        facts.append(f"{percent(found.correct / found.labelled)} predicted rightly")
     if len(found.gaps):
         facts.append(
             f"{found.gap_name} "
             + ", ".join(
-                f"{name} {take(found.gaps):.2g} ({web.share(float(take(found.relative_gaps)))})"
+                f"{name} {take(found.gaps):.2g} ({share(float(take(found.relative_gaps)))})"
                 for name, take in (("median", np.median), ("largest", np.max))
             )
         )

@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxplain.report import information
+from jaxplain.report.parts import NOTHING_DRAWN, Part
 from jaxplain.report.shades import LEVELS, NEGATIVE, POSITIVE, level
+from jaxplain.report.told import exact, percent, share, signed
 from jaxplain.report.trees import sentence_tree_text
-from jaxplain.report.view import NOTHING_DRAWN, Part, View, view
-from jaxplain.report.web import ends, exact, percent, share, signed, two_sided
+from jaxplain.report.view import View, view
+from jaxplain.report.web import ends, two_sided
 from jaxplain.report.words import words
 from jaxplain.run.store import Record
 

@@ -1,46 +1,19 @@
 """What a record says to a person, whatever kind of example it explains."""
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxplain.hierarchy import Hierarchy, members
 from jaxplain.registry import METHODS
-from jaxplain.report.results import field, layer_numbers, leaves, number, word_information
-from jaxplain.report.words import words
+from jaxplain.report.parts import Part, parts
+from jaxplain.report.results import field, leaves, number, word_information
 from jaxplain.run.store import Record
 
 COUNTS = ("examples", "failed", "truncated", "labelled", "correct", "informed")
+COUNTS += ("converged", "unconverged")
 CELLS = 50_000  # words by layers that a page shows, at most: some 5 MB
-NOTHING_DRAWN = "no scores to draw in this result: jaxplain.load gives the arrays"
-
-
-class Part(NamedTuple):
-    """The scores of one input array.
-
-    Attributes:
-        kind: "tokens", "tree", "bars", "image" or "information".
-        title: the array's place in the input; empty if it is the only one.
-        scores: `[N]`, or `[H, W]` for an image.
-        names: N pieces or feature names; empty for an image.
-        errors: standard errors, like `scores`, where the method estimates them.
-        image: the input itself `[H, W]` or `[H, W, C]`, where the record holds it.
-        tree: of the pieces, where kind is "tree".
-        information: a `WordInformation` `[L, N]`, where kind is "information"; `scores` are then
-            what is kept of each piece, `[L, N]`.
-        layers: the L layers' numbers.
-    """
-
-    kind: str
-    title: str
-    scores: np.ndarray
-    names: list[str]
-    errors: np.ndarray | None = None
-    image: np.ndarray | None = None
-    tree: Hierarchy | None = None
-    information: Any = None
-    layers: tuple[int, ...] = ()
 
 
 class View(NamedTuple):
@@ -62,6 +35,8 @@ class View(NamedTuple):
         change: f(x) - f(baseline), which the scores should sum to; None with `gap`.
         residual: largest |relevant + irrelevant - f(x)|, where the method decomposes f(x).
         truncated: the example was cut, in words.
+        effort: how many nodes or samples its result took.
+        converged: whether these were enough for the tolerance that was asked for.
     """
 
     index: int
@@ -79,6 +54,8 @@ class View(NamedTuple):
     change: float | None = None
     residual: float | None = None
     truncated: str | None = None
+    effort: int | None = None
+    converged: bool | None = None
 
     @property
     def relative_gap(self) -> float | None:
@@ -108,6 +85,11 @@ class Survey(NamedTuple):
         informed: how many hold word information.
         curves: `curves.Curves` of these, where it was asked for.
         conserving: whether gaps are of methods that hand down f(x), so that constants keep some.
+        efforts: how many examples took so many nodes or samples; empty where records do not say.
+        converged: how many reached the tolerance that was asked for.
+        unconverged: how many did not.
+        errors: `[N]` an example's largest standard error as a share of its largest |score|, for
+            every example that has standard errors.
     """
 
     views: list[View]
@@ -124,6 +106,10 @@ class Survey(NamedTuple):
     informed: int = 0
     curves: Any = None
     conserving: bool = False
+    efforts: Mapping[int, int] = MappingProxyType({})
+    converged: int = 0
+    unconverged: int = 0
+    errors: np.ndarray = np.zeros(0)
 
     @property
     def gap_name(self) -> str:
@@ -136,84 +122,6 @@ class Survey(NamedTuple):
         return "|f(x)|" if self.conserving else "|f(x) − f(baseline)|"
 
 
-def part(
-    title: str,
-    scores: np.ndarray,
-    errors: np.ndarray | None,
-    pieces: list[str] | None,
-    names: list[str] | None,
-    image: np.ndarray | None,
-) -> Part:
-    """Decide how an array of scores is shown, by its shape."""
-    scores = np.asarray(scores, np.float64)
-    if pieces and scores.ndim >= 1 and scores.shape[0] == len(pieces):
-        if scores.ndim > 1:  # tokens by embedding dimensions; their errors do not simply add up
-            scores, errors = scores.reshape(len(pieces), -1).sum(axis=1), None
-        return Part("tokens", title, scores, pieces, errors)
-    if scores.ndim < 2:
-        scores = scores.reshape(-1)
-        if names is None or len(names) != len(scores):
-            names = [str(i) for i in range(len(scores))]
-        return Part("bars", title, scores, names, None if errors is None else errors.reshape(-1))
-    if scores.ndim > 2:
-        channels_first = scores.ndim == 3 and scores.shape[0] <= 4 < scores.shape[-1]
-        axes = (0,) if channels_first else tuple(range(2, scores.ndim))
-        scores = scores.sum(axis=axes)
-    fits = image is not None and image.ndim in (2, 3) and image.shape[:2] == scores.shape
-    return Part("image", title, scores, [], None, image if fits else None)
-
-
-def sentence(tree: Any, pieces: list[str] | None) -> Part | None:
-    """The tree of a sentence without its special tokens; None if it is not one of runs of words."""
-    if tree is None or not pieces or np.shape(field(tree, "unit_parent")) != (len(pieces),):
-        return None
-    tree = Hierarchy(*map(np.asarray, tree))  # type: ignore[arg-type]
-    shown = words(pieces)
-    keep = [i for i, word in enumerate(shown) if tree.unit_level[i] or not word.special]
-    if not keep or not np.isfinite(tree.scores).all():
-        return None
-    few = Hierarchy(
-        *(leaf[keep] if name.startswith("unit") else leaf[: len(keep)] if leaf.ndim else leaf
-          for name, leaf in zip(Hierarchy._fields, tree, strict=True))
-    )  # fmt: skip
-    for held in members(few):
-        if np.ptp(np.flatnonzero(held)) + 1 != held.sum():
-            return None
-    scores = np.asarray(few.unit_scores, np.float64)
-    return Part("tree", "", scores, [pieces[i] for i in keep], tree=few)
-
-
-def parts(result: Any, notes: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[Part]:
-    """Every array of scores in a result, ready to be shown."""
-    information = word_information(result)
-    if information is not None:
-        kept = -np.asarray(information.log_ratio, np.float64)
-        pieces = list(notes.get("pieces") or map(str, range(kept.shape[1])))
-        if len(pieces) != kept.shape[1]:
-            return []
-        layers = layer_numbers(configuration, len(kept))
-        return [Part("information", "", kept, pieces, information=information, layers=layers)]
-    attribution = field(result, "attribution")
-    attribution = result if attribution is None else attribution
-    scores = list(leaves(field(attribution, "scores")))
-    errors = dict(leaves(field(attribution, "standard_error")))
-    names = notes.get("names") or configuration.get("names")
-    if len(scores) > 1 and all(array.size == 1 for _, array in scores):  # a table, column by column
-        found = [errors[path].item() for path, _ in scores if path in errors]
-        together = np.array(found) if len(found) == len(scores) else None
-        values = np.array([array.item() for _, array in scores])
-        return [part("", values, together, None, [path for path, _ in scores], None)]
-    tree = result if field(result, "unit_parent") is not None else field(attribution, "hierarchy")
-    grown = sentence(tree, notes.get("pieces"))
-    if grown is not None:
-        return [grown]
-    image = field(result, "image")
-    return [
-        part(path, array, errors.get(path), notes.get("pieces"), names, image)
-        for path, array in scores
-    ]
-
-
 def view(record: Record, configuration: Mapping[str, Any]) -> View:
     """Read what a record says.
 
@@ -224,6 +132,7 @@ def view(record: Record, configuration: Mapping[str, Any]) -> View:
     """
     notes, result = record.notes or {}, record.result
     text = notes.get("text")
+    effort, converged = (getattr(record, name, None) for name in ("effort", "converged"))
     if result is None:
         reason = record.error or "no reason was recorded"
         return View(record.index, reason, text, [], truncated=notes.get("truncated") or None)
@@ -266,16 +175,30 @@ def view(record: Record, configuration: Mapping[str, Any]) -> View:
         change=change,
         residual=number(field(attribution, "residual")),
         truncated=notes.get("truncated") or None,
+        effort=None if effort is None else int(effort),
+        converged=None if converged is None else bool(converged),
     )
 
 
+def relative_error(seen: View) -> float | None:
+    """The largest standard error as a share of the largest |score|; None where there is none."""
+    errors = [np.max(p.errors, initial=0.0) for p in seen.parts if p.errors is not None]
+    scores = [np.max(np.abs(p.scores), initial=0.0) for p in seen.parts if p.errors is not None]
+    if not errors or not np.isfinite(max(errors)):
+        return None
+    if not max(errors):
+        return 0.0
+    return float(max(errors) / max(scores)) if max(scores) else float("inf")
+
+
 def survey(
-    records: Iterable[Record], configuration: Mapping[str, Any], *, limit: int, failures: int = 200
+    records: Iterable[Record], configuration: Mapping[str, Any], *, limit: int, failures: int = 1000
 ) -> Survey:
     """Read all records once; keep the first `limit` explained ones and the first failed ones."""
     views, failed, reasons = [], [], {}
     counts = dict.fromkeys(COUNTS, 0)
-    gaps, relative, residuals = [], [], []
+    gaps, relative, residuals, errors = [], [], [], []
+    efforts: dict[int, int] = {}
     cells = 0
     for record in records:
         seen = view(record, configuration)
@@ -294,6 +217,12 @@ def survey(
             relative.append(seen.relative_gap)
         if seen.residual is not None:
             residuals.append(seen.residual)
+        if seen.effort is not None:
+            efforts[seen.effort] = efforts.get(seen.effort, 0) + 1
+        counts["converged"] += seen.converged is True
+        counts["unconverged"] += seen.converged is False
+        error = relative_error(seen)
+        errors += [] if error is None else [error]
         maps = [part for part in seen.parts if part.kind == "information"]
         counts["informed"] += bool(maps)
         cells += sum(part.scores.size for part in maps)
@@ -310,4 +239,6 @@ def survey(
         relative_gaps=np.array(relative),
         residual=max(residuals, default=None),
         conserving=bool(method and method.conserving),
+        efforts=dict(sorted(efforts.items())),
+        errors=np.array(errors),
     )

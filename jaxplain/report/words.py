@@ -1,6 +1,7 @@
 """Pieces of a text as a person reads them."""
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 SPECIAL = re.compile(r"\[(CLS|SEP|PAD|MASK|BOS|EOS)\]|<(s|/s|pad|cls|sep|mask|bos|eos)>|<\|.*\|>")
@@ -32,3 +33,23 @@ def words(pieces: list[str]) -> list[Word]:
         else:
             shown.append(Word(piece, marks_starts and position > 0, False))
     return shown
+
+
+def whole(pieces: list[str], scores: Iterable[float]) -> list[tuple[str, float]]:
+    """Join pieces to words as they are written; a word's score is the sum of its pieces'.
+
+    Special tokens are left out.
+
+    >>> whole(["[CLS]", "Un", "##bearable", "film"], [9, 1, 2, 4])
+    [('Unbearable', 3.0), ('film', 4.0)]
+    """
+    found: list[tuple[str, float]] = []
+    for piece, score in zip(words(pieces), scores, strict=True):
+        if piece.special:
+            continue
+        if piece.glued and found:
+            text, total = found[-1]
+            found[-1] = text + piece.text, total + float(score)
+        else:
+            found.append((piece.text, float(score)))
+    return found
