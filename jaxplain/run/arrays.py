@@ -216,6 +216,15 @@ def players(shape: tuple[int, ...], masked: bool, patch: int | None) -> np.ndarr
     return labels[..., None] if axes == (0, 1) else labels[None]
 
 
+def shared(attribution: Any, numbers: np.ndarray) -> Any:
+    """Every pixel with its share of its patch's score, so that pixels sum to what patches do."""
+    sizes = np.bincount(numbers.reshape(-1))[numbers].astype(np.float32)
+    changed = {"scores": attribution.scores / sizes}
+    if hasattr(attribution, "standard_error"):
+        changed["standard_error"] = attribution.standard_error / sizes
+    return attribution._replace(**changed)
+
+
 def explain_array(
     model: Model,
     explainer: Callable[..., Any],
@@ -224,7 +233,8 @@ def explain_array(
     groups: bool = False,
     patch: int | None = None,
     baselines: bool = False,
-) -> Callable[[PyTree, PyTree, Array], PyTree]:
+    refined_by: str = "",
+) -> Callable[..., PyTree]:
     """Make the function of one example that `run` maps over an `ArraySource`.
 
     The explained function is the logit of the target class, as a function of `x`.
@@ -237,14 +247,15 @@ def explain_array(
         patch: as `players` takes it.
         baselines: the method takes reference inputs; `params` are then a dict of `model`, the
             model's own, and `references` `[N, ...]`.
+        refined_by: the method's option that a round's effort stands for, with a tolerance.
 
     Returns:
-        `(params, example, key) -> dict` of `attribution`, `logits` `[C]`, `target` `[]` int32 and,
+        `(params, example, key, effort=None) -> dict` of `attribution`, `logits` `[C]`, `target` `[]` int32 and,
         where x is one, `image` `[H, W]` or `[H, W, C]`. Costs what the method costs, and one
         forward pass.
     """
 
-    def explain(params, example, key):
+    def explain(params, example, key, effort=None):
         x, mask, settings = example["x"], example.get("mask"), {}
         if baselines:
             settings["baselines"], params = params["references"], params["model"]
@@ -260,7 +271,11 @@ def explain_array(
         if groups:
             numbers = players(x.shape, bool(masks), patch)
             settings |= {} if numbers is None else {"groups": numbers}
-        result = {"attribution": explainer(f, x, key=key, **settings)}
+        settings |= {} if effort is None else {refined_by: effort}
+        attribution = explainer(f, x, key=key, **settings)
+        if "groups" in settings:
+            attribution = shared(attribution, settings["groups"])
+        result = {"attribution": attribution}
         axes = None if masks else picture_axes(x.shape)
         if axes is not None:
             result["image"] = jnp.moveaxis(x, 0, -1) if axes == (1, 2) else x

@@ -21,7 +21,7 @@ from jaxplain.types import JaxplainError
 
 REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 ENDLESS = 2**40  # a source that says it is longer repeats for ever
-MODEL = "a jaxplain.models.Model or TextModel, or a dict of one's fields"
+MODEL = "a jaxplain.models.Model, TextModel or Function, or a dict of one's fields"
 DATA = (
     "a sequence of dicts with x or text (and label), or a pair of inputs and labels, of arrays or "
     "strings"
@@ -109,6 +109,8 @@ def load_model(reference: str) -> TextModel | Model:
         model = got
     elif isinstance(got, Mapping) or hasattr(got, "_asdict"):
         fields = dict(got) if isinstance(got, Mapping) else got._asdict()
+        if "f" in fields and "score" not in fields:  # a Function, of models.from_linen or from_nnx
+            fields = {"score": fields["f"], "params": fields.get("params")}
         model = assemble(where, fields)
     else:
         raise JaxplainError(f"{where} returned a {type(got).__name__}: it must return {MODEL}")
