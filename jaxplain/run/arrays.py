@@ -111,8 +111,8 @@ class ArraySource:
         x = np.asarray(example["x"])
         if not (jnp.issubdtype(x.dtype, np.number) or x.dtype == np.bool_):
             raise JaxplainError(f"{self.where}: x is {x.dtype}: give an array of numbers")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            x = x.astype(np.float32)
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype if floating else np.float32))
         mask = example.get("mask")
         if mask is not None:
             mask = np.asarray(mask, bool)
