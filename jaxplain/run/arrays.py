@@ -12,7 +12,7 @@ from jaxplain.methods.groups import tiles
 from jaxplain.models.types import Model
 from jaxplain.run.own import check_logits, label_of
 from jaxplain.run.sources import PREDICTED, class_index
-from jaxplain.types import Array, JaxplainError, PyTree
+from jaxplain.types import JaxplainError, PyTree
 
 PATCHES = 8  # along an image's longer side, where whole patches are taken away
 
@@ -250,9 +250,9 @@ def explain_array(
         refined_by: the method's option that a round's effort stands for, with a tolerance.
 
     Returns:
-        `(params, example, key, effort=None) -> dict` of `attribution`, `logits` `[C]`, `target` `[]` int32 and,
-        where x is one, `image` `[H, W]` or `[H, W, C]`. Costs what the method costs, and one
-        forward pass.
+        `(params, example, key, effort=None) -> dict` of `attribution`, `logits` `[C]`, `target`
+        `[]` int32 and, where x is one, `image` `[H, W]` or `[H, W, C]`. Costs what the method
+        costs, and one forward pass.
     """
 
     def explain(params, example, key, effort=None):

@@ -15,12 +15,13 @@ from jax.sharding import AxisType, Mesh
 from jaxplain import hierarchy, models, registry
 from jaxplain.models.types import Model
 from jaxplain.registry import Method
-from jaxplain.run import arrays, fingerprint, information
+from jaxplain.run import arrays, fingerprint, information, precision
 from jaxplain.run import data as datasets
 from jaxplain.run import own as users
 from jaxplain.run.arrays import ArraySource
 from jaxplain.run.data import Data
 from jaxplain.run.fingerprint import versions
+from jaxplain.run.precision import Effort
 from jaxplain.run.records import load
 from jaxplain.run.sources import Texts, TextSource
 from jaxplain.run.text import NORMS, background, explain_text
@@ -53,6 +54,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
     }
 )
+NODES = 1024  # intervals of a path, at most, with a tolerance
+SAMPLES = 2048  # of the first round, where a method's own number depends on the example
+FACTOR = 64  # samples at most, in those of the first round
 REFERENCES = 32  # sentences that serve as reference inputs
 SCORES = ("difference", "logit")  # what the trees score: of two classes, or of the target alone
 
@@ -79,6 +83,7 @@ class Job(NamedTuple):
             of each layer's units.
         data: what the configuration says of the examples.
         ragged: names of the examples' fields whose leading axis varies.
+        efforts: the rounds of a run with a tolerance; None without.
     """
 
     model: models.TextModel | Model
@@ -88,6 +93,7 @@ class Job(NamedTuple):
     measure: Callable[[], PyTree] | None = None
     data: Mapping[str, Any] = MappingProxyType({})
     ragged: tuple[str, ...] = ("ids", "mask")
+    efforts: tuple[Effort, ...] | None = None
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -126,6 +132,7 @@ def prepare(
     target: str = "predicted",
     max_length: int | None = None,
     references: int | None = None,
+    tolerance: float | None = None,
 ) -> Job:
     """Bind model, data and method, and refuse what does not fit before anything is computed.
 
@@ -139,6 +146,8 @@ def prepare(
         max_length: as `TextSource` takes it.
         references: how many texts serve as reference inputs, for methods that need a set (32), or
             as the sample that layers are measured on (512).
+        tolerance: as `run` takes it; the method's steps or samples are then the most that an
+            example gets. `word_information` has an option of that name.
 
     Raises:
         JaxplainError: on an unknown name, an option that does not fit, a target that is no class.
@@ -151,7 +160,9 @@ def prepare(
     if isinstance(loaded, Model):
         if max_length is not None:
             raise JaxplainError(f"--max-length is for texts, and {name} reads arrays: leave it out")
-        return of_arrays(loaded, data, method, settings, target, references)
+        return of_arrays(loaded, data, method, settings, target, references, tolerance)
+    if tolerance is not None and method == INFORMATION:
+        settings["tolerance"] = tolerance
     if "patch" in settings:
         raise JaxplainError("--patch is for images: a text is taken away token by token")
     names = ("baseline", "score", *information.OWN)
@@ -191,8 +202,40 @@ def prepare(
         units=kind.takes_units,
         groups=kind.takes_groups,
         contrast=own.get("score") == "difference",
+        refined_by=kind.refined_by,
     )
-    return Job(model, source, function, shown, data=data.about)
+    efforts = rounds(kind, explainer, tolerance)
+    shown |= limit_of(kind, efforts)
+    return Job(model, source, function, shown, data=data.about, efforts=efforts)
+
+
+def rounds(
+    kind: Method, explainer: Any, tolerance: float | None, first: int = 16
+) -> tuple[Effort, ...] | None:
+    """The rounds of a method, up to the steps or samples that it was given.
+
+    Raises:
+        JaxplainError: a method that has nothing to raise.
+    """
+    if tolerance is None:
+        return None
+    if not kind.refined_by:
+        able = ", ".join(name for name, one in registry.METHODS.items() if one.refined_by)
+        raise JaxplainError(
+            f"{kind.name} has no steps or samples to raise: --tolerance is for {able}"
+        )
+    most = explainer.keywords.get(kind.refined_by)
+    if kind.refined_by == "steps":
+        most = NODES if most is None else most
+        return precision.nodes(min(first, most), most)
+    usual = registry.options(kind)[kind.refined_by][0] or SAMPLES
+    most = FACTOR * usual if most is None else most
+    return precision.draws(min(usual, most), most)
+
+
+def limit_of(kind: Method, efforts: tuple[Effort, ...] | None) -> dict[str, int]:
+    """The method's option as a run with a tolerance has it: the most that an example gets."""
+    return {kind.refined_by: sum(e.count for e in efforts)} if efforts else {}
 
 
 def of_arrays(
@@ -202,6 +245,7 @@ def of_arrays(
     options: dict[str, Any],
     target: str,
     count: int | None,
+    tolerance: float | None,
 ) -> Job:
     """The job of a model of arrays: any method that asks for nothing but numbers."""
     if method not in registry.METHODS:
@@ -230,7 +274,10 @@ def of_arrays(
         groups=kind.takes_groups,
         patch=patch,
         baselines=kind.needs_baselines,
+        refined_by=kind.refined_by,
     )
+    efforts = rounds(kind, explainer, tolerance)
+    shown |= limit_of(kind, efforts)
     if kind.takes_groups:
         arrays.players(source.shape, source.masked, patch)  # a patch of no image is refused here
     if kind.needs_baselines:
@@ -241,7 +288,8 @@ def of_arrays(
         }
         model = model._replace(params=params)
     ragged = ("x", "mask") if source.masked else ()
-    return Job(model, source, function, shown, data=data.about, ragged=ragged)
+    about = data.about
+    return Job(model, source, function, shown, data=about, ragged=ragged, efforts=efforts)
 
 
 def read_patch(patch: Any) -> int | None:
