@@ -1,6 +1,8 @@
 """Certified explanations of any JAX function, at dataset scale."""
 
 from jaxplain import baselines as baselines
+from jaxplain import models as models
+from jaxplain import plot as plot
 from jaxplain import transformed as transformed
 from jaxplain.interpret.parts import Missing as Missing
 from jaxplain.interpret.parts import MissingRule as MissingRule

@@ -26,6 +26,7 @@ FLOORS = {
     "training": 3,
     "run": 4,
     "report": 5,
+    "plot": 6,
     "cli": 6,
 }
 ENGINE = 4  # from this floor up: files, logs, progress, jit
