@@ -68,10 +68,12 @@ def certificate(info: Mapping[str, Any], found: Survey) -> Certificate:
 
 
 def spread(found: Survey, efforts: Mapping[int, int]) -> list[tuple[str, list[str]]]:
-    """Quantiles of what is known of every example; each is a value that some example has."""
+    """Quantiles of what is known of every example."""
     rows = []
     at = list(QUANTILES.values())
-    take = lambda values: np.quantile(values, at, method="higher").tolist()
+    # Higher: a value that some example has, infinite where f(x) = f(baseline).
+    upper = lambda values: np.quantile(values, at[1:], method="higher").tolist()
+    take = lambda values: [float(np.median(values)), *upper(values)]
     if len(found.gaps):
         rows.append((f"|{found.gap_name}|, in f's units", [*map(brief, take(found.gaps))]))
         rows.append((f"as a share of {found.gap_of}", [*map(share, take(found.relative_gaps))]))
@@ -80,7 +82,7 @@ def spread(found: Survey, efforts: Mapping[int, int]) -> list[tuple[str, list[st
         rows.append((name, [percented(value) for value in take(found.errors)]))
     if efforts:
         spent = np.repeat(list(efforts), list(efforts.values()))
-        rows.append(("effort: nodes or samples", [f"{value:,}" for value in take(spent)]))
+        rows.append(("effort: nodes or samples", [f"{value:,g}" for value in take(spent)]))
     return rows
 
 

@@ -158,4 +158,5 @@ def table(found: Curves) -> str:
     lost = "".join(f"<td>{count:,}</td>" for count in found.unconverged)
     rows.append(f"<tr><th>standard deviation of log σ</th>{spread}</tr>")
     rows.append(f"<tr><th>sentences not converged</th>{lost}</tr>")
-    return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+    body = f"<tr><th></th>{head}</tr>{''.join(rows)}"
+    return f'<div class="wide"><table class="layers">{body}</table></div>'

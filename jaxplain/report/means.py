@@ -27,10 +27,15 @@ def rows(means: list[Mean], largest: float, *, words: bool) -> str:
         )
         shown.append(
             f'<tr><th scope="row">{name}</th><td class="bar">{bar}{whisker}</td>'
-            f'<td class="n">{signed(m.mean)} ± {m.half:.2g}</td>'
+            f'<td class="n">{told(m)}</td>'
             f'<td class="n soft">{m.examples:,}</td></tr>'
         )
     return "".join(shown)
+
+
+def told(m: Mean) -> str:
+    """A mean and its interval, in digits that mean something."""
+    return f"{m.mean:+.3g} ± {m.half:.2g}".replace("-", "−")
 
 
 def interval(m: Mean, largest: float) -> tuple[float, float]:

@@ -154,7 +154,9 @@
     if (!shown.includes(place)) reset();
     page = Math.floor(shown.indexOf(place) / SHEET);
     draw();
-    get(`e${index}`).scrollIntoView();
+    const found = get(`e${index}`);
+    found.scrollIntoView();
+    requestAnimationFrame(() => found.scrollIntoView()); // what is above it has taken its size by now
   }
   form.addEventListener("submit", e => e.preventDefault());
   form.addEventListener("input", e => {

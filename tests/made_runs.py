@@ -1,0 +1,96 @@
+"""Runs for tests of what shows them: records made up, and written as a run writes its own."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxplain as jxp
+from jaxplain.run import store
+from jaxplain.run.trees import describe
+from jaxplain.types import Attribution, SampledAttribution
+from tests.test_report import CONFIGURATION, f32
+
+VOCABULARY = ["good", "Bad", "un", "##bear", "##able", "film", "plot", "<b>", "not", "it's", "."]
+
+
+def text_record(index: int, rng: np.random.Generator, **more: Any) -> jxp.Record:
+    """A sentence of 3 to 12 pieces, every seventh of which failed."""
+    if index % 7 == 3:
+        error = ["the sentence is empty", "the scores are NaN"][index % 2]
+        return jxp.Record(index, None, {"text": f"broken <{index}>"}, error)
+    count = int(rng.integers(3, 13))
+    pieces = ["[CLS]", *(VOCABULARY[k] for k in rng.integers(0, len(VOCABULARY), count)), "[SEP]"]
+    scores = f32(rng.normal(size=count + 2) * 10.0 ** rng.integers(-6, 5))
+    scores[1] = 0
+    logits = f32(rng.normal(size=2))
+    gap = f32(scores.sum() * 0.1 ** (index % 9))
+    result = {
+        "attribution": Attribution(scores, f32(rng.normal()), gap),
+        "logits": logits,
+        "target": f32(logits.argmax()),
+    }
+    notes: dict[str, Any] = {"text": " ".join(pieces[1:-1]), "pieces": pieces}
+    notes["label"] = ["negative", "positive"][index % 2]
+    if index % 10 == 0:
+        notes["truncated"] = "only the first 12 tokens were read"
+    return jxp.Record(index, result, notes, None, 16 << index % 3, bool(index % 5), **more)
+
+
+def bars_record(index: int, rng: np.random.Generator, features: int = 24) -> jxp.Record:
+    scores = f32(rng.normal(size=features))
+    found = SampledAttribution(scores, f32(1), f32(0), np.abs(scores) / 10, f32(9))
+    names = [f"a feature with a long name <{k}>" for k in range(features)]
+    return jxp.Record(
+        index, {"attribution": found, "target": f32(index % 2)}, {"names": names}, None
+    )
+
+
+def image_record(index: int, rng: np.random.Generator, side: int = 8) -> jxp.Record:
+    found = Attribution(f32(rng.normal(size=(side, side))), f32(1), f32(0.1))
+    result = {
+        "attribution": found,
+        "image": f32(rng.random((side, side))),
+        "target": f32(index % 3),
+    }
+    return jxp.Record(index, result, {}, None)
+
+
+def write_run(path: Path, records: list[jxp.Record], **info: Any) -> None:
+    """Write records as a run does, without computing them."""
+    (path / "plans").mkdir(parents=True)
+    (path / "shards").mkdir()
+    count = len(records)
+    kept = {"configuration": CONFIGURATION, "fingerprints": {"data": "d0", "params": "p0"}}
+    kept |= {"totals": {"done": count}, **info}
+    store.write_info(
+        path, {"format": store.FORMAT, "status": "complete", "examples": count, **kept}
+    )
+    # One batch a shard, and effort and convergence are those of a shard.
+    shards = [[[0, 0, [r.index for r in records[k : k + 1000]]]] for k in range(0, count, 1000)]
+    store.write(store.plan_path(path, 0), store.pack({"shards": shards}))
+    for k in range(0, count, 1000):
+        rows = records[k : k + 1000]
+        tree = describe(next(r.result for r in rows if r.error is None))
+        packed = [
+            (r.index, None if r.result is None else jax.tree.leaves(r.result), r.notes, r.error)
+            for r in rows
+        ]
+        store.write(store.shard_path(path, 0, k // 1000), store.pack_records(tree, packed))
+
+
+def joined(record: jxp.Record, rng: np.random.Generator) -> jxp.Record:
+    """The same text, by another model: no word is in pieces, scores are others."""
+    if record.result is None:
+        return record
+    pieces: list[str] = []
+    for piece in record.notes["pieces"][1:-1]:
+        if piece.startswith("##") and pieces:
+            pieces[-1] += piece[2:]
+        else:
+            pieces.append(piece.removeprefix("##"))
+    scores = f32(rng.normal(size=len(pieces)))
+    target = f32(record.index % 2)
+    result = record.result | {"attribution": Attribution(scores, f32(1), f32(0)), "target": target}
+    return record._replace(result=result, notes=record.notes | {"pieces": pieces})
