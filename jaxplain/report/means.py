@@ -43,16 +43,21 @@ def interval(m: Mean, largest: float) -> tuple[float, float]:
     return (abs(m.mean) - m.half) / largest, (abs(m.mean) + m.half) / largest
 
 
-def sides_html(found: Sides, corpus: Corpus, target: str) -> str:
+def ends(target: str, signs: bool) -> tuple[str, str]:
+    """What the two tables are called."""
+    return (f"for {target}", f"against {target}") if signs else ("most influence", "")
+
+
+def sides_html(found: Sides, corpus: Corpus, titles: tuple[str, str]) -> str:
     """Two tables: for and against."""
     every = [*found.positive, *found.negative]
-    largest = max((abs(m.mean) + m.half for m in every), default=0.0) or 1.0
+    largest = 1.05 * max((abs(m.mean) + m.half for m in every), default=0.0) or 1.0
     words, noun = corpus.kind == "words", corpus.kind.removesuffix("s")
     blocks = []
-    for means, which in ((found.positive, "for"), (found.negative, "against")):
+    for means, title in zip((found.positive, found.negative), titles, strict=True):
         if means:
             blocks.append(
-                f'<table class="means"><caption>{which} {html.escape(target)}</caption>'
+                f'<table class="means"><caption>{html.escape(title)}</caption>'
                 f'<thead><tr><th scope="col">{noun}</th><th scope="col" class="bar"></th>'
                 '<th scope="col">mean ± 95%</th><th scope="col">examples</th></tr></thead>'
                 f"<tbody>{rows(means, largest, words=words)}</tbody></table>"
@@ -76,8 +81,13 @@ def maps_html(corpus: Corpus) -> str:
     return f'<div class="pictures">{"".join(figures)}</div>{told}'
 
 
-def corpus_html(corpus: Corpus) -> Markup:
-    """The corpus view of a page; empty where a run has neither words, features nor images."""
+def corpus_html(corpus: Corpus, *, signs: bool = True) -> Markup:
+    """The corpus view of a page; empty where a run has neither words, features nor images.
+
+    Args:
+        corpus: of the run.
+        signs: whether its scores say for or against, and not only how much.
+    """
     if corpus.maps:
         return Markup(
             '<p class="soft">Mean scores of all images of the run, pixel by pixel, each map in a '
@@ -92,21 +102,22 @@ def corpus_html(corpus: Corpus) -> Markup:
         if noun == "words"
         else "features by name"
     )
+    toward = " toward the class that each example explains," if signs else ""
     told = (
-        f'<p class="soft">Over all {corpus.examples:,} explained examples, not only those below: '
-        f"mean score toward the class that each example explains, of {what}. Listed are {noun} in "
+        f'<p class="soft">Over all {corpus.examples:,} explained examples, not only those shown: '
+        f"mean score{toward} of {what}. Listed are {noun} in "
         f"at least {corpus.minimum} examples, {corpus.counted:,} of {corpus.distinct:,}. ± is half "
         f"the 95% interval of the mean over examples, for each of the {noun} alone: among many, "
         "the most extreme are partly so by chance.</p>"
     )
     if not corpus.counted:
         return Markup(told)
-    blocks = [told, sides_html(corpus.overall, corpus, "the explained class")]
+    blocks = [told, sides_html(corpus.overall, corpus, ends("the explained class", signs))]
     for name, found in list(corpus.classes.items())[:CLASSES]:
         if found.positive or found.negative:
             blocks.append(
                 f"<details><summary>Where {html.escape(name)} is explained</summary>"
-                f"{sides_html(found, corpus, name)}</details>"
+                f"{sides_html(found, corpus, ends(name, signs))}</details>"
             )
     if len(corpus.classes) > CLASSES:
         more = len(corpus.classes) - CLASSES

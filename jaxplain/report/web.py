@@ -178,7 +178,7 @@ def render(info: Mapping[str, Any], found: Survey, corpus: Corpus | None = None)
             lost=information.advice(found.curves) if found.curves else None,
             certificate=certificate(info, found),
             quantiles=list(QUANTILES),
-            corpus=corpus_html(corpus) if corpus else "",
+            corpus=corpus_html(corpus, signs=two_sided(found.views)) if corpus else "",
             articles=[article(v, colours) for v in views[:STATIC]],
             rows=len(views),
             explained=sum(v.error is None for v in views),
