@@ -16,12 +16,13 @@ class Tokens(NamedTuple):
     Attributes:
         ids: `[T]` int32.
         pieces: T strings to show a person, one per id.
-        truncated: the text was longer than the model's `max_length`, and its end is missing.
+        truncated: the text was longer than the model's `max_length`, and its end is missing; or,
+            where it is not the end that is missing, what is, in words.
     """
 
     ids: np.ndarray
     pieces: list[str]
-    truncated: bool
+    truncated: bool | str
 
 
 class TextModel(NamedTuple):

@@ -319,6 +319,8 @@ class TextSource:
             head = self.max_length - tail
             keep = [*range(head), *range(len(ids) - tail, len(ids))]
             ids, pieces, truncated = ids[keep], [pieces[i] for i in keep], True
+        told = f"only the first {len(ids)} tokens were read"
+        told = truncated if isinstance(truncated, str) else told
         label = None if self.labels is None else self.labels[index]
         known = None if label is None else class_index(label, self.model.labels)
         target = known if self.target == "label" else self.fixed
@@ -329,5 +331,5 @@ class TextSource:
             "text": text,
             "pieces": list(pieces),
             "label": label if known is None else self.model.labels[known],
-            "truncated": f"only the first {len(ids)} tokens were read" if truncated else None,
+            "truncated": told if truncated else None,
         }
