@@ -72,9 +72,11 @@ from jaxplain.run import ImageFolder as ImageFolder
 from jaxplain.run import Record as Record
 from jaxplain.run import Records as Records
 from jaxplain.run import Summary as Summary
+from jaxplain.run import Verification as Verification
 from jaxplain.run import load as load
 from jaxplain.run import precision as precision
 from jaxplain.run import run as run
+from jaxplain.run import verify as verify
 from jaxplain.types import Attribution as Attribution
 from jaxplain.types import DecomposedAttribution as DecomposedAttribution
 from jaxplain.types import Explainer as Explainer

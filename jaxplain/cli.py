@@ -23,10 +23,9 @@ from jaxplain.models import trained
 from jaxplain.report import api
 from jaxplain.report.compare import LIMIT
 from jaxplain.report.view import Survey
-from jaxplain.run import Summary, run
-from jaxplain.run import data as datasets
+from jaxplain.run import Summary, load, run, verify
 from jaxplain.run import job as jobs
-from jaxplain.run.fingerprint import jsonable
+from jaxplain.run.command import Asked, bind
 from jaxplain.run.job import METHODS, choose_devices, defaults, flag, free_directory
 from jaxplain.run.own import is_reference, short
 from jaxplain.types import JaxplainError
@@ -147,33 +146,11 @@ def explain(
     mesh = choose_devices(devices)
     if show < 0:
         raise JaxplainError(f"--show must be at least 0, not {show}")
-    read = datasets.read(
-        data, format=format, text_column=text_column, label_column=label_column, limit=limit
-    )
-    job = jobs.prepare(
-        model,
-        read,
-        method=method,
-        options={name.replace("-", "_"): value for name, value in options.items()},
-        target=target,
-        max_length=max_length,
-        references=background,
-        tolerance=tolerance,
-    )
-    configuration = jsonable(
-        {
-            "model": job.model.name,
-            "data": job.data,
-            "method": method,
-            "options": job.options,
-            "target": target,
-            "max_length": job.source.max_length,
-            "seed": seed,
-            "classes": job.model.labels,
-        }
-        | ({"tolerance": tolerance} if job.efforts else {})
-        | job.extra
-    )
+    asked = Asked(
+        model, None if data is None else str(data), format, text_column, label_column, limit,
+        max_length, method, target, tolerance, background, seed, options,
+    )  # fmt: skip
+    job, configuration = bind(asked)
     if out is None:
         names = [short(job.model.name), method]
         names += [] if data is None else [short(str(data)) if is_reference(data) else data.stem]
@@ -194,6 +171,7 @@ def explain(
             keep=keep,
             tolerance=tolerance if job.efforts else None,
             efforts=job.efforts,
+            origin=asked.origin(),
             overwrite=overwrite,
             progress=not quiet,
         )
@@ -257,6 +235,72 @@ def show_run(
     if (directory / "page.html").is_file():
         print(f"page: {directory / 'page.html'}")
     return 0
+
+
+@app.command(name="verify")
+def verify_run(
+    directory: Annotated[Path, Parameter(name="RUN")],
+    /,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    sample: int = 16,
+    seed: int = 0,
+) -> int:
+    """Check that a run is what it says: every file, and a sample of examples computed anew.
+
+    Every file is read and compared with its checksum, with the plan, and with run.json; model,
+    data and options must be those of the run; a random sample of examples must come out as
+    recorded, bit for bit on the same devices and versions. Exit code 1 if anything does not agree.
+
+    **Examples**
+
+    - `jaxplain verify runs/reviews`
+    - `jaxplain verify runs/reviews --model models/where-it-is-now --sample 100`
+
+    Args:
+        directory: the run's directory.
+        model: where the model is now. Default: where it was.
+        data: where the data are now. Default: where they were.
+        sample: how many examples to compute anew; 0: read the files alone.
+        seed: which examples these are.
+    """
+    if sample < 0:
+        raise JaxplainError(f"--sample must be at least 0, not {sample}")
+    info = load(directory).info
+    origin = info.get("origin")
+    if not sample or not isinstance(origin, dict) or set(origin) != set(Asked._fields):
+        found = verify(directory)
+    else:
+        asked = Asked(**origin)
+        asked = asked._replace(model=model or asked.model, data=data or asked.data)
+        job, configuration = bind(asked)
+        params, keep = job.params(directory, configuration)
+        found = verify(
+            directory,
+            job.explain,
+            params,
+            job.source,
+            key=jax.random.key(asked.seed),
+            configuration=configuration,
+            keep=keep,
+            efforts=job.efforts,
+            sample=sample,
+            seed=seed,
+        )
+    print(f"files   {found.shards:,} shards, {found.records:,} examples")
+    if found.compared:
+        what = "bit for bit" if found.exact else f"within {found.largest:.1e} of the largest number"
+        print(f"sample  {found.compared:,} examples computed anew, seed {found.seed}: {what}")
+    elif sample:
+        print(
+            "sample  none: the run was made from Python, where jaxplain.verify(RUN, explain, "
+            "params, examples, key=key) computes examples anew"
+        )
+    for problem in found.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    print("verified" if found.agrees else f"not verified: {len(found.problems)} problems")
+    return 0 if found.agrees else 1
 
 
 @app.command(name="methods")

@@ -200,9 +200,9 @@ def test_what_a_run_keeps_is_there_again_and_compared(tmp_path):
         "spread": (True, True),
         "count": True,
     }
-    with pytest.raises(JaxplainError, match="the arrays to keep differ"):
+    with pytest.raises(JaxplainError, match="the kept arrays differ"):
         call(keep | {"count": np.int64(5)})
-    with pytest.raises(JaxplainError, match="the arrays to keep differ"):
+    with pytest.raises(JaxplainError, match="the kept arrays differ"):
         call(None)
 
 

@@ -6,3 +6,5 @@ from jaxplain.run.parts import Summary as Summary
 from jaxplain.run.records import Records as Records
 from jaxplain.run.records import load as load
 from jaxplain.run.store import Record as Record
+from jaxplain.run.verify import Verification as Verification
+from jaxplain.run.verify import verify as verify

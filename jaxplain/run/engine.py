@@ -1,21 +1,20 @@
 """`run`: one call explains a dataset on every device of a mesh, and may be killed at any time."""
 
-import datetime
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxplain.run import compile as compiler
-from jaxplain.run import fingerprint, plan, precision, store
-from jaxplain.run.parts import Settings, Summary
+from jaxplain.run import fingerprint, precision, store
+from jaxplain.run.begin import begin, check_arguments, now
+from jaxplain.run.compile import check_mesh
+from jaxplain.run.parts import Summary
 from jaxplain.run.pipeline import Job
 from jaxplain.run.progress import shown
-from jaxplain.types import JaxplainError, PyTree
+from jaxplain.types import PyTree
 
 
 def run(
@@ -35,6 +34,7 @@ def run(
     keep: Mapping[str, PyTree] | None = None,
     tolerance: float | None = None,
     efforts: Sequence[precision.Effort] | None = None,
+    origin: Mapping[str, Any] | None = None,
     memory_limit: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -81,6 +81,8 @@ def run(
         efforts: the rounds, from `jaxplain.precision`: `nodes(16, 1024)`, the default, for
             `integrated_gradients(steps=effort)`; `draws(64, 4096)` for a number of samples;
             `restarts((500, 4000))` for searches, which begin anew with more steps.
+        origin: anything that JSON holds and that says how to make the run again, such as paths;
+            kept in run.json, and not compared.
         memory_limit: bytes a device that a program may take; default 80% of what is free.
         overwrite: remove the run that is in `out`, if it is another one; the same one is resumed.
         progress: show a bar, or plain lines where there is no terminal, on stderr.
@@ -111,44 +113,17 @@ def run(
     began = time.monotonic()
     out = Path(out)
     check_arguments(examples, batch_size, shard_size, lengths, max_length)
-    asked = precision.check(explain, tolerance, efforts)
-    mesh = compiler.check_mesh(mesh)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+    precision.check(explain, tolerance, efforts)
+    check_mesh(mesh)
     old = store.read_info(out)  # before anything is made: a directory not ours stays untouched
     with store.lock(out):
         old = store.read_info(out)
-        compiler.use_cache()
-        choice = "auto" if ragged == "auto" else tuple(ragged)
-        like, probes = plan.probe(examples, choice)
-        params = compiler.place(params, mesh)
-        length = canonical_length(lengths, max_length)
-        outputs, function = compiler.outputs(
-            explain, params, key, like, length, **precision.arguments(asked, 0)
-        )
-        info = {
-            "format": store.FORMAT,
-            "created": now(),
-            "status": "running",
-            "examples": len(examples),
-            "configuration": fingerprint.jsonable(configuration or {}),
-            "plan": {
-                "batch_size": batch_size,
-                "shard_size": shard_size,
-                "lengths": lengths if isinstance(lengths, str) else list(lengths),
-                "max_length": max_length,
-                "ragged": [n for n, r in zip(like.names, like.ragged, strict=True) if r],
-            }
-            | ({"tolerance": tolerance, "efforts": [e.count for e in asked]} if asked else {}),
-            "versions": fingerprint.versions(),
-            "fingerprints": {
-                "function": function,
-                "params": fingerprint.of_params(params),
-                "data": fingerprint.of_data(len(examples), probes),
-                "key": fingerprint.of_key(key),
-            }
-            | ({"kept": fingerprint.of_params(dict(keep))} if keep else {}),
-        }
+        settings, info = begin(
+            explain, params, examples, out, key=key, mesh=mesh, batch_size=batch_size,
+            shard_size=shard_size, lengths=lengths, max_length=max_length, ragged=ragged,
+            configuration=configuration, keep=keep, tolerance=tolerance, efforts=efforts,
+            memory_limit=memory_limit,
+        )  # fmt: skip
         if old is not None and overwrite and fingerprint.differences(old, info):
             # Only now, when nothing in the new run can be refused any more.
             store.clear(out)
@@ -156,7 +131,7 @@ def run(
         if old is not None:
             fingerprint.check_same(out, old, info)
             info["created"] = old["created"]
-        info["devices"] = devices(mesh)
+        info |= {"origin": fingerprint.jsonable(origin)} if origin else {}
         with store.writing(out):
             store.write_info(out, info)  # first: a directory with a record in it is ours
             for folder in ("plans", "shards"):
@@ -164,13 +139,6 @@ def run(
             store.sweep(out)
             if keep and not kept_whole(out):
                 store.write_kept(out, dict(keep))
-        settings = Settings(
-            explain, params, jax.device_put(key, NamedSharding(mesh, PartitionSpec())), like, out,
-            mesh, batch_size, plan.shard_size_for(shard_size, len(examples)),
-            plan.grid(lengths, len(examples)), max_length,
-            memory_limit or int(compiler.MARGIN * compiler.free_memory(mesh)), outputs,
-            tolerance, asked,
-        )  # fmt: skip
         with shown(progress) as show:
             summary = Job(settings, examples, show, began).all()
         info["status"] = "complete"
@@ -193,41 +161,8 @@ def run(
         return summary
 
 
-def check_arguments(examples, batch_size, shard_size, lengths, max_length) -> None:
-    if not hasattr(examples, "__len__") or not hasattr(examples, "__getitem__"):
-        raise JaxplainError(
-            f"examples is a {type(examples).__name__}: it must have __len__ and __getitem__, as a "
-            "list has; put an iterator into a list"
-        )
-    if not len(examples):
-        raise JaxplainError("examples is empty: there is nothing to explain")
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
-        raise JaxplainError(f"batch_size must be 'auto' or at least 1, not {batch_size!r}")
-    if shard_size != "auto" and not (isinstance(shard_size, int) and shard_size >= 1):
-        raise JaxplainError(f"shard_size must be 'auto' or at least 1, not {shard_size!r}")
-    if max_length is not None and not (isinstance(max_length, int) and max_length >= 1):
-        raise JaxplainError(f"max_length must be at least 1, not {max_length!r}")
-    if lengths != "auto" and (isinstance(lengths, str) or not lengths or min(lengths) < 1):
-        raise JaxplainError(f"lengths must be 'auto' or numbers of at least 1, not {lengths!r}")
-
-
 def kept_whole(out: Path) -> bool:
     try:
         return store.read_kept(out) is not None
     except store.Damaged:
         return False
-
-
-def canonical_length(lengths: Any, max_length: int | None) -> int:
-    """A length to trace at that is the same in every start of a run."""
-    length = 16 if isinstance(lengths, str) else max(min(lengths), 2)
-    return length if max_length is None else max(min(length, max_length), 2)
-
-
-def devices(mesh: Mesh) -> dict[str, Any]:
-    first = mesh.devices.flat[0]
-    return {"platform": first.platform, "kind": first.device_kind, "mesh": dict(mesh.shape)}
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -18,7 +18,7 @@ LABELS = {
     "params": "the parameters",
     "data": "the examples",
     "key": "the random key",
-    "kept": "the arrays to keep",
+    "kept": "the kept arrays",
 }
 
 
@@ -55,6 +55,12 @@ def of_key(key: jax.Array) -> str:
 
 def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jaxplain", "jax", "jaxlib")}
+
+
+def identity(info: dict[str, Any]) -> str:
+    """Of all that makes a run this run; each of its shards holds it."""
+    names = ("examples", "configuration", "plan", "versions", "fingerprints")
+    return digest([json.dumps(jsonable({n: info.get(n) for n in names}), sort_keys=True)])
 
 
 def flat(options: Any, prefix: str = "") -> dict[str, Any]:

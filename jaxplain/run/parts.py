@@ -63,6 +63,7 @@ class Settings(NamedTuple):
     outputs: Outputs
     tolerance: float | None
     efforts: tuple[Effort, ...]
+    identity: str
 
 
 class Work(NamedTuple):

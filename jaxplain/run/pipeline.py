@@ -181,7 +181,7 @@ class Job:
             planned = [i for batch in shard for i in batch.indices]
             try:
                 content = store.unpack(store.shard_path(self.s.out, window, number, level))
-                whole = content["index"] == planned
+                whole = content["index"] == planned and content["run"] == self.s.identity
             except (FileNotFoundError, store.Damaged):
                 whole = False
             if whole:
@@ -304,10 +304,10 @@ class Job:
             with computing():
                 records += batches.records(work, result, good, self.s.outputs)
             if work.batch is shards[work.shard][-1]:
-                more: dict[str, Any] = {}
+                more: dict[str, Any] = {"run": self.s.identity}
                 if self.rounds:
                     records, near = self.rounds.settle(level, self.s.outputs.tree, records)
-                    more = {"effort": self.rounds.spent(level), "converged": near}
+                    more |= {"effort": self.rounds.spent(level), "converged": near}
                 path = store.shard_path(self.s.out, window, work.shard, level)
                 with store.writing(self.s.out):
                     store.write(path, store.pack_records(self.s.outputs.tree, records, **more))

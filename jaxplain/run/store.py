@@ -116,12 +116,14 @@ def pack_records(
     tree: Any,
     records: list[tuple[int, list | None, dict, str | None]],
     *,
+    run: str = "",
     effort: int | None = None,
     converged: list[bool] | None = None,
 ) -> bytes:
     """Pack `(index, leaves, notes, error)` rows, leaf by leaf, into a shard's bytes.
 
-    With a tolerance, `effort` is that of all rows, and `converged` says who is within it.
+    `run` is the run's identity. With a tolerance, `effort` is that of all rows, and `converged`
+    says who is within it.
     """
     good = [leaves for _, leaves, _, _ in records if leaves is not None]
     columns = []
@@ -136,6 +138,7 @@ def pack_records(
         )
     return pack(
         {
+            "run": run,
             "index": [index for index, *_ in records],
             "errors": [error for *_, error in records],
             "notes": [note(notes) for _, _, notes, _ in records],
