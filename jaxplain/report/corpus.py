@@ -1,6 +1,6 @@
 """A run at a glance: the words or features that speak most for and against the explained class."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,42 +64,54 @@ class Corpus(NamedTuple):
     maps: dict[str, tuple[np.ndarray, int]]
 
 
-class Tally(NamedTuple):
-    """Count, mean and squared deviations (Welford's update)."""
+class Tally:
+    """Count, mean and squared deviations (Welford's update), of numbers or arrays."""
 
-    count: int = 0
-    mean: float | np.ndarray = 0.0
-    squares: float | np.ndarray = 0.0
+    __slots__ = ("count", "mean", "squares")
 
-    def add(self, value: Any) -> "Tally":
-        count = self.count + 1
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, value: Any) -> None:
+        self.count += 1
         step = value - self.mean
-        mean = self.mean + step / count
-        return Tally(count, mean, self.squares + step * (value - mean))
+        self.mean = self.mean + step / self.count
+        self.squares = self.squares + step * (value - self.mean)
 
-    def join(self, other: "Tally") -> "Tally":
+    def join(self, other: "Tally") -> None:
+        """Take in another one's examples."""
         count = self.count + other.count
         step = other.mean - self.mean
-        mean = self.mean + step * (other.count / count)
-        apart = step * step * (self.count * other.count / count)
-        return Tally(count, mean, self.squares + other.squares + apart)
+        self.squares += other.squares + step * step * (self.count * other.count / count)
+        self.mean += step * (other.count / count)
+        self.count = count
 
 
-EMPTY = Tally()
+class Tallies(dict[Any, Tally]):
+    """A tally for each name, empty at first."""
+
+    def __missing__(self, name: Any) -> Tally:
+        self[name] = tally = Tally()
+        return tally
 
 
-def scored(part: Part) -> Iterator[tuple[str, float]]:
+def scored(part: Part) -> Iterable[tuple[str, float]]:
     """One value for each different word or feature of an array."""
     before = f"{part.title}: " if part.title else ""
     if part.kind == "bars":
-        for name, score in zip(part.names, part.scores, strict=True):
-            yield before + name, float(score)
-        return
-    values: dict[str, list[float]] = {}
-    for word, score in whole(part.names, part.scores):
-        values.setdefault(before + word.casefold(), []).append(score)
-    for word, found in values.items():
-        yield word, sum(found) / len(found)
+        return zip([before + name for name in part.names], part.scores.tolist(), strict=True)
+    values: dict[str, float] = {}
+    again: dict[str, int] = {}
+    for word, score in whole(part.names, part.scores.tolist()):
+        name = before + word.casefold()
+        if name in values:
+            again[name] = again.get(name, 1) + 1
+            values[name] += score
+        else:
+            values[name] = score
+    for name, count in again.items():
+        values[name] /= count
+    return values.items()
 
 
 def corpus(
@@ -135,8 +147,8 @@ def corpus(
         )
     if configuration is None:
         configuration = records.info.get("configuration") if isinstance(records, Records) else None
-    words: dict[str | None, dict[str, Tally]] = {}
-    maps: dict[str | None, Tally] = {}
+    words: dict[str | None, Tallies] = {}
+    maps = Tallies()
     kinds, shapes, examples = set(), set(), 0
     for record in records:
         seen = view(record, configuration or {})
@@ -144,10 +156,10 @@ def corpus(
             continue
         examples += 1
         add(seen, words, maps, kinds, shapes)
-    together: dict[str, Tally] = {}
+    together = Tallies()
     for tallies in words.values():
         for name, tally in tallies.items():
-            together[name] = together.get(name, EMPTY).join(tally)
+            together[name].join(tally)
     kind = "words" if kinds & {"tokens", "tree"} else "features" if "bars" in kinds else ""
     named = {name: tallies for name, tallies in sorted(words.items(), key=str) if name is not None}
     pictures = {} if len(shapes) > 1 or kind else maps
@@ -165,22 +177,22 @@ def corpus(
 
 def add(
     seen: View,
-    words: dict[str | None, dict[str, Tally]],
-    maps: dict[str | None, Tally],
+    words: dict[str | None, Tallies],
+    maps: Tallies,
     kinds: set[str],
     shapes: set[tuple[int, ...]],
 ) -> None:
     """Add one example to the tallies of its explained class."""
-    tallies = words.setdefault(seen.target, {})
+    tallies = words.setdefault(seen.target, Tallies())
     for part in seen.parts:
         kinds.add(part.kind)
         if part.kind == "image":
             shapes.add(part.scores.shape)
             if len(shapes) == 1 and len(seen.parts) == 1:
-                maps[seen.target] = maps.get(seen.target, EMPTY).add(part.scores)
+                maps[seen.target].add(part.scores)
         elif part.kind != "information":
             for name, score in scored(part):
-                tallies[name] = tallies.get(name, EMPTY).add(score)
+                tallies[name].add(score)
 
 
 def sides(tallies: Mapping[str, Tally], minimum: int, top: int) -> Sides:

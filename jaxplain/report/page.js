@@ -190,6 +190,12 @@
     const to = e.target[step];
     if (to) { e.preventDefault(); to.focus(); }
   });
+  // Words to search are made ready while nothing else is to do, or else when they are first looked for.
+  function prepare(k, idle) {
+    while (k < rows.length && idle.timeRemaining() > 1) text(rows[k++]);
+    if (k < rows.length) requestIdleCallback(later => prepare(k, later));
+  }
+  window.requestIdleCallback?.(idle => prepare(0, idle));
   form.reset(); // a browser may bring back what was chosen before
   document.documentElement.classList.add("js");
   tell();

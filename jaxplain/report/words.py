@@ -24,7 +24,7 @@ def words(pieces: list[str]) -> list[Word]:
     marks_starts = any(piece[:1] in ("▁", "Ġ") for piece in pieces)
     shown = []
     for position, piece in enumerate(pieces):
-        if SPECIAL.fullmatch(piece):
+        if piece[:1] in "[<" and SPECIAL.fullmatch(piece):
             shown.append(Word(piece, False, True))
         elif piece.startswith("##") and len(piece) > 2:
             shown.append(Word(piece[2:], position > 0, False))
@@ -44,12 +44,12 @@ def whole(pieces: list[str], scores: Iterable[float]) -> list[tuple[str, float]]
     [('Unbearable', 3.0), ('film', 4.0)]
     """
     found: list[tuple[str, float]] = []
-    for piece, score in zip(words(pieces), scores, strict=True):
-        if piece.special:
+    for (text, glued, special), score in zip(words(pieces), scores, strict=True):
+        if special:
             continue
-        if piece.glued and found:
-            text, total = found[-1]
-            found[-1] = text + piece.text, total + float(score)
+        if glued and found:
+            before, total = found[-1]
+            found[-1] = before + text, total + float(score)
         else:
-            found.append((piece.text, float(score)))
+            found.append((text, float(score)))
     return found
