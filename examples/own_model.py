@@ -11,6 +11,7 @@ checkpoint, building a Flax module and wrapping its `apply`. `score` sees one ex
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jaxplain.models import Model, Tokens
 
 @functools.cache  # read once, for the model and for the data
 def table():
-    wine = load_wine()
+    wine: Any = load_wine()
     rows = (wine.data - wine.data.mean(0)) / wine.data.std(0)
     return rows.astype(np.float32), wine
 

@@ -343,7 +343,7 @@ def test_what_is_a_reference(desk):
 
 def test_grain_sources_are_taken_as_they_are(tmp_path, desk):
     grain = pytest.importorskip("grain")
-    rows = [{"x": np.float32([i, 1]), "name": f"row {i}"} for i in range(6)]
+    rows = [{"x": np.array([i, 1], np.float32), "name": f"row {i}"} for i in range(6)]
     source = grain.MapDataset.source(rows).map(lambda row: row | {"x": 2 * row["x"]})
 
     def explain(params, example, key):

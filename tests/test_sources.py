@@ -3,6 +3,8 @@
 import hashlib
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,7 +304,9 @@ def test_a_folder_of_images(folder):
     first = source[1]
     assert (first["file"], first["label"]) == ("cat/b.png", "cat")
     assert first["x"].dtype == np.float32
-    np.testing.assert_array_equal(first["x"], np.broadcast_to(np.float32([1, 0, 0]), (4, 4, 3)))
+    np.testing.assert_array_equal(
+        first["x"], np.broadcast_to(np.array([1, 0, 0], np.float32), (4, 4, 3))
+    )
     for index, what in (
         (2, "cannot be read as an image"),
         (3, "no image"),
@@ -330,7 +334,7 @@ def test_resize_then_cut_the_middle(tmp_path):
 
 
 def test_folders_refuse_in_one_line(folder, monkeypatch):
-    for path, options, message in (
+    cases: list[tuple[Path, dict[str, Any], str]] = [
         (folder / "none", {}, "does not exist"),
         (folder / "cat" / "b.png", {}, "is no folder"),
         (folder / "cat", {"channels": 2}, "channels must be 1, 3 or 4"),
@@ -338,7 +342,8 @@ def test_folders_refuse_in_one_line(folder, monkeypatch):
         (folder, {"std": 0}, "std must be above 0"),
         (folder, {"size": 0}, "size must be"),
         (folder, {"resize": 9}, "resize must be at least size"),
-    ):
+    ]
+    for path, options, message in cases:
         with pytest.raises(JaxplainError, match=message):
             ImageFolder(path, **options)
     (folder / "empty").mkdir()

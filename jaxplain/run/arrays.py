@@ -28,6 +28,8 @@ class ArraySource:
 
     Attributes:
         classes: C.
+        shape: of the first example's `x`.
+        masked: whether examples have a mask, and then `T` may vary.
         max_length: None: an array model has no longest example.
     """
 
@@ -56,7 +58,7 @@ class ArraySource:
         """
         self.source, self.model, self.target, self.where = source, model, target, where
         self.count = len(source) if limit is None else min(limit, len(source))
-        self.shape: tuple[int, ...] | None = None
+        self._like: tuple[bool, tuple[int, ...]] | None = None
         first = self._first()
         x, mask = np.shape(first["x"]), np.shape(first["mask"]) if "mask" in first else None
         given = f"x {list(x)}" + ("" if mask is None else f", mask {list(mask)}")
@@ -64,7 +66,7 @@ class ArraySource:
         arrays += [] if mask is None else [jax.ShapeDtypeStruct(mask, jnp.bool_)]
         self.classes = check_logits(f"--model {model.name}", model, given, *arrays)
         self.labels = model.labels or tuple(map(str, range(self.classes)))
-        self.masked, self.shape = mask is not None, x
+        self.masked, self.shape = self._like = mask is not None, x
         self.fixed = PREDICTED
         if target not in ("predicted", "label"):
             index = class_index(target, self.labels)
@@ -80,7 +82,7 @@ class ArraySource:
         """An example that can be read."""
         reason = None
         self.target, target = "predicted", self.target  # its label is not asked for yet
-        self.fixed, self.labels, self.masked = PREDICTED, (), None
+        self.fixed, self.labels = PREDICTED, ()
         for index in range(min(self.count, 16)):
             try:
                 first = self[index]
@@ -140,15 +142,16 @@ class ArraySource:
 
     def _check_like_first(self, x: np.ndarray, mask: np.ndarray | None) -> None:
         """Say what to do about examples of several shapes, before the engine says less."""
-        if self.shape is None:
+        if self._like is None:
             return
-        if (mask is not None) != self.masked:
+        masked, shape = self._like
+        if (mask is not None) != masked:
             raise JaxplainError(f"{self.where}: some examples have a mask, and others have none")
-        if x.shape == self.shape or (self.masked and x.shape[1:] == self.shape[1:]):
+        if x.shape == shape or (masked and x.shape[1:] == shape[1:]):
             return
-        hint = "" if self.masked else "; where lengths vary, give each a mask [T] of True"
+        hint = "" if masked else "; where lengths vary, give each a mask [T] of True"
         raise JaxplainError(
-            f"x has shape {list(x.shape)}, and the first example's is {list(self.shape)}{hint}"
+            f"x has shape {list(x.shape)}, and the first example's is {list(shape)}{hint}"
         )
 
 
@@ -260,7 +263,9 @@ def explain_array(
         if baselines:
             settings["baselines"], params = params["references"], params["model"]
         masks = () if mask is None else (mask,)
-        if masks:  # padding repeats the first row: no range or mean over x then depends on it
+        if (
+            mask is not None
+        ):  # padding repeats the first row: no range or mean over x then depends on it
             x = jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, x[:1])
         logits = model.score(params, x, *masks)
         target = jnp.where(example["target"] < 0, jnp.argmax(logits), example["target"])

@@ -260,7 +260,7 @@ class Pairs(Sequence):
 
 def label_of(example: Mapping[str, Any]) -> str | None:
     """An example's label as text: a name or a number."""
-    label = example.get("label")
+    label: Any = example.get("label")
     return spell(label.item() if getattr(label, "ndim", None) == 0 else label)
 
 
