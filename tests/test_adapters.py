@@ -144,7 +144,7 @@ def varied(tree):
 @cache
 def linen(per_example=False, select=None, method=None, **options):
     module: Any = Linen(**options)
-    variables = varied(module.init(jax.random.key(0), X, train=False))
+    variables = varied(jax.jit(lambda key: module.init(key, X, train=False))(jax.random.key(0)))
     return from_linen(
         module, variables, train=False, select=select, per_example=per_example, method=method
     )
@@ -152,7 +152,7 @@ def linen(per_example=False, select=None, method=None, **options):
 
 @cache
 def flax_nnx(per_example=False, select=None, method=None, **options):
-    module = Nnx(**options)
+    module = nnx.jit(lambda: Nnx(**options))()
     graph, random, state = nnx.split(module, nnx.RngState, ...)
     module = nnx.merge(graph, random, varied(state))
     return from_nnx(module, select=select, per_example=per_example, method=method)

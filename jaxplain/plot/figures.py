@@ -68,7 +68,7 @@ def text(
             x, y = EM, y + LINE
         for drawn, wide in group:
             drawn.set_position((x, y))
-            x += wide + 0.1 * EM  # pieces of one word touch
+            x += wide + 0.2 * EM  # pieces of one word touch
         x += (2 * PAD + 0.2) * EM
     high = y + LINE * 2.2
     figure.set_size_inches(width, high / 72)
