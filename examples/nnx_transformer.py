@@ -10,9 +10,9 @@ Scores that point elsewhere are wrong, and the last lines say how many do.
     model = jxp.models.from_nnx(module, method="classify")  # vectors -> logits, without dropout
     h, g = model.cut("blocks/0")                            # in two, after the first block
 
-At a cut, `layer_conductance` says through which places the answer passes. The first block brings
-the letter to the star before it, the second brings it from the star to the first place: that is how
-this model solves its task, read from its layers.
+At a cut, `layer_conductance` says through which places the answer passes. After the first block it
+is all with the star: that block brought the letter there, and the second one takes it to the first
+place, where it is read. So this is how the model solves its task.
 """
 
 from pathlib import Path
@@ -107,7 +107,7 @@ def main(*, out: Path = Path("runs/nnx_transformer"), updates: int = 400, count:
     # Two functions of one sequence; both take the same parameters. The module stays as it is.
     embed = jxp.models.from_nnx(module, method="embed")
     model = jxp.models.from_nnx(module, method="classify")
-    cuts = [model.cut(f"blocks/{n}") for n in range(len(module.blocks))]
+    h, g = model.cut("blocks/0")
 
     ids, places = sequences(count, seed=1)
     logits = jax.jit(lambda params, ids: model.f(params, embed.f(params, ids)))(model.params, ids)
@@ -123,17 +123,11 @@ def main(*, out: Path = Path("runs/nnx_transformer"), updates: int = 400, count:
         mean = jnp.mean(embed.f(params, jnp.arange(len(LETTERS))), 0)
         start = jnp.broadcast_to(mean, x.shape)
         scores = jxp.integrated_gradients(lambda x: over(model.f(params, x)), x, baseline=start)
-        # Nothing bypasses a block's output, so that f = g after h and g needs x for its shape only.
-        through = [
-            jxp.layer_conductance(
-                lambda x, h=h: h(params, x),
-                lambda a, g=g: over(g(params, a, x)),
-                x,
-                baseline=start,
-            ).scores.sum(-1)
-            for h, g in cuts
-        ]
-        return dict(attribution=scores, logits=logits, target=target, through=jnp.stack(through))
+        # Nothing bypasses a block: what g still takes of x is its shape.
+        through = jxp.layer_conductance(
+            lambda x: h(params, x), lambda a: over(g(params, a, x)), x, baseline=start
+        )
+        return dict(attribution=scores, logits=logits, target=target, through=through)
 
     examples = [
         {"ids": row, "pieces": [SYMBOLS[n] for n in row], "label": SYMBOLS[row[place]]}
@@ -148,18 +142,17 @@ def main(*, out: Path = Path("runs/nnx_transformer"), updates: int = 400, count:
 
     records = [record for record in jxp.load(out) if record.result]
     scores = np.stack([r.result["attribution"].scores.sum(-1) for r in records])
-    through = np.stack([r.result["through"] for r in records])
+    through = np.stack([r.result["through"].scores.sum(-1) for r in records])
     answers = places[[r.index for r in records]]
     rows = np.arange(len(records))
     found = np.abs(scores).argmax(1)
     hit = (found == answers) | (found == answers - 1)
     print(f"the largest score is the answer's or the star's in {hit.mean():.1%}")
 
-    total = scores.sum(1)
     print("share of the change that passes through   the letter   the star   the first place")
-    for name, part in [("embeddings", scores), *((f"block {n}", through[:, n]) for n in (0, 1))]:
-        shares = [part[rows, at] / total for at in (answers, answers - 1, 0 * answers)]
-        print(f"{name:<42}" + "".join(f"{np.median(s):>12.0%}" for s in shares))
+    for name, part in (("embeddings", scores), ("block 0", through)):
+        shares = [part[rows, at] / part.sum(1) for at in (answers, answers - 1, 0 * answers)]
+        print(f"{name:<38}" + "".join(f"{np.median(s):>13.0%}" for s in shares))
 
     jxp.plot.text(records[0], title=f"class {records[0].notes['label']}").savefig(out / "text.png")
     print(f"figure: {out / 'text.png'}; page: {report.page(out)}")

@@ -41,18 +41,17 @@ def test_nnx_transformer(tmp_path, capsys):
     assert number(r"test accuracy ([\d.]+)%", printed) > 95  # guessing gives 12.5%
     # One of 13 places is the letter's, one the star's: 15% by chance.
     assert number(r"the star's in ([\d.]+)%", printed) > 70
-    # After the last block, all passes where the answer is read, and nothing elsewhere.
-    row = re.search(r"block 1 +(-?\d+)% +(-?\d+)% +(-?\d+)%", printed)
-    assert row and [int(n) for n in row.groups()] == [0, 0, 100]
+    # The first block brings the letter to the star; little of it is left where it was.
+    row = re.search(r"block 0 +(-?\d+)% +(-?\d+)% +(-?\d+)%", printed)
+    assert row and abs(int(row[1])) < 20 and int(row[2]) > 80
     assert (tmp_path / "run" / "text.png").is_file()
     for record in jxp.load(tmp_path / "run"):
         found, through = record.result["attribution"], record.result["through"]
         assert record.notes["pieces"][0] == ">" and record.notes["pieces"].count("*") == 1
-        # What passes through a layer is the change of f, whatever the layer.
-        assert through[0].sum() == pytest.approx(through[1].sum(), abs=1e-3)
-        # Paths in another layer's state have other nodes; 32 of them leave some percent.
+        # What passes through a layer is the change of f; 32 nodes leave some percent of it.
         change = found.scores.sum() - found.gap
-        np.testing.assert_allclose(through.sum(1), change, atol=0.1 * abs(change))
+        assert through.scores.sum() - through.gap == pytest.approx(change, rel=1e-4)
+        assert abs(through.gap) < 0.1 * abs(change)
 
 
 def test_plain_function(tmp_path, capsys):
