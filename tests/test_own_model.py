@@ -357,6 +357,8 @@ def test_grain_sources_are_taken_as_they_are(tmp_path, desk):
 
     with pytest.raises(jxp.JaxplainError, match="endless"):
         own.check_source("--data mine:ds", source.repeat())
+    with pytest.raises(jxp.JaxplainError, match=r"leave out the source's repeat\(\)"):
+        jxp.run(explain, weights, source.repeat(), tmp_path / "T", key=key, progress=False)
     # What a filter leaves out is None: those examples fail, and the rest goes on.
     some = source.filter(lambda row: row["x"][0] > 3)
     summary = jxp.run(explain, weights, some, tmp_path / "S", key=key, progress=False)

@@ -14,6 +14,8 @@ from jaxplain.run import fingerprint, plan, precision, store
 from jaxplain.run.parts import Settings
 from jaxplain.types import JaxplainError, PyTree
 
+ENDLESS = 2**40  # a source that says it holds more repeats for ever
+
 
 def begin(
     explain: Callable[..., PyTree],
@@ -91,6 +93,8 @@ def check_arguments(examples, batch_size, shard_size, lengths, max_length) -> No
         )
     if not len(examples):
         raise JaxplainError("examples is empty: there is nothing to explain")
+    if len(examples) > ENDLESS:
+        raise JaxplainError("examples never end: leave out the source's repeat()")
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
         raise JaxplainError(f"batch_size must be 'auto' or at least 1, not {batch_size!r}")
     if shard_size != "auto" and not (isinstance(shard_size, int) and shard_size >= 1):

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.models.types import Model, TextModel, Tokens
+from jaxplain.run.begin import ENDLESS
 from jaxplain.run.sources import Texts, spell
 from jaxplain.types import JaxplainError
 
 REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-ENDLESS = 2**40  # a source that says it is longer repeats for ever
 MODEL = "a jaxplain.models.Model, TextModel or Function, or a dict of one's fields"
 DATA = (
     "a sequence of dicts with x or text (and label), or a pair of inputs and labels, of arrays or "
