@@ -1,9 +1,11 @@
-"""Figures: what is drawn, in which colour and where, read back from the figure."""
+"""In a notebook: what figures draw, in which colour and where, and what runs and records say."""
 
 import subprocess
 import sys
 from typing import Any
+from xml.etree import ElementTree
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -226,6 +228,52 @@ def test_what_cannot_be_drawn():
 
 def test_shows_itself():
     assert plot.bar(SCORES)._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    def explain(params, example, key):
+        return jxp.input_x_gradient(lambda x: jnp.log(x).sum(), example["x"])
+
+    out = tmp_path_factory.mktemp("notebook") / "run"
+    examples = [{"x": np.full(8, n, "f4"), "text": f"a <b> & {n}"} for n in range(7)]
+    jxp.run(explain, None, examples, out, key=jax.random.key(0), configuration={"method": "mine"})
+    return jxp.load(out)
+
+
+def tables(html):
+    """Rows of cells of each table; raises where a tag is left open."""
+    tree = ElementTree.fromstring(f"<div>{html}</div>")
+    return [
+        [[cell.text or "" for cell in row] for row in table.iter("tr")]
+        for table in tree.iter("table")
+    ]
+
+
+def test_a_run_shows_itself(records):
+    about, first = tables(records._repr_html_())
+    assert ["method", "mine"] in about and ["failed", "1"] in about
+    assert ["examples", "7 of 7, complete"] in about
+    assert not any(row[0] == "gap" for row in about)  # this method claims none
+    head, *rows = first
+    assert len(rows) == 5 and "and 2 more" in records._repr_html_()
+    shown = [dict(zip(head, row, strict=True)) for row in rows]
+    assert shown[2]["text"] == "a <b> & 2" and shown[2]["scores"] == "[8], 1 to 1"
+    assert float(shown[2]["output"]) == pytest.approx(8 * np.log(2), rel=1e-3)  # 4 digits
+    assert "infinity" in shown[0]["failed"] and not shown[0]["output"] and not shown[2]["failed"]
+
+
+def test_a_record_shows_itself(records):
+    notes, arrays = tables(records[3]._repr_html_())
+    assert notes == [["example", "3"], ["text", "a <b> & 3"]]
+    assert ["scores", "float32[8]", "1 to 1"] in arrays and ["gap", "float32[]", "nan"] in arrays
+    (failed,) = tables(records[0]._repr_html_())
+    assert failed[1][0] == "failed" and "infinity" in failed[1][1]
+    late = record(None, pieces=["not", "<s>"])._replace(effort=64, converged=False)
+    (rows,) = tables(late._repr_html_())
+    assert rows[1:] == [["pieces", "not <s>"], ["effort", "64"], ["converged", "False"]]
+    (rows,) = tables(record(None, text="word " * 100)._repr_html_())
+    assert len(rows[1][1]) == 80 and rows[1][1].endswith("…")
 
 
 def test_matplotlib_is_imported_only_to_draw():

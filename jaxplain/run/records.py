@@ -2,10 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jaxplain.run import store
+from jaxplain.run import shown, store
 from jaxplain.run.store import Record
 from jaxplain.types import JaxplainError, PyTree
 
@@ -66,6 +67,9 @@ class Records:
 
     def __repr__(self) -> str:
         return f"Records({str(self.path)!r}, {len(self)} of {self.info['examples']} examples)"
+
+    def _repr_html_(self) -> str:
+        return shown.records_html(self.path, self.info, len(self), islice(self, shown.FIRST))
 
 
 def load(out: str | Path) -> Records:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 
+from jaxplain.run import shown
 from jaxplain.run.trees import describe, rebuild
 from jaxplain.types import JaxplainError, PyTree
 
@@ -54,6 +55,9 @@ class Record(NamedTuple):
     error: str | None
     effort: int | None = None
     converged: bool | None = None
+
+    def _repr_html_(self) -> str:
+        return shown.record_html(self)
 
 
 class Damaged(JaxplainError):
