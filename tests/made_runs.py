@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 import jaxplain as jxp
+from jaxplain.methods.information import WordInformation
 from jaxplain.run import store
 from jaxplain.run.trees import describe
 from jaxplain.types import Attribution, SampledAttribution
@@ -55,6 +56,18 @@ def image_record(index: int, rng: np.random.Generator, side: int = 8) -> jxp.Rec
         "target": f32(index % 3),
     }
     return jxp.Record(index, result, {}, None)
+
+
+def information_record(index: int, rng: np.random.Generator, layers: int = 3) -> jxp.Record:
+    ratio = -f32(rng.integers(0, 4, (layers, 4)))
+    known = {
+        "sigma": np.exp(ratio), "entropy": ratio, "log_ratio": ratio, "censored": ratio == 0,
+        "standard_error": f32(np.full((layers, 4), 0.01)), "converged": rng.random(layers) > 0.2,
+    }  # fmt: skip
+    rest = np.zeros(layers)  # what no page shows
+    found = WordInformation(*(known.get(name, rest) for name in WordInformation._fields))
+    notes = {"pieces": ["[CLS]", "a", "fi", "##lm"], "label": "positive"}
+    return jxp.Record(index, {"information": found, "logits": f32([0, 1])}, notes, None)
 
 
 def write_run(path: Path, records: list[jxp.Record], **info: Any) -> None:

@@ -12,13 +12,21 @@ from jaxplain.report.corpus import corpus
 from jaxplain.report.view import survey, view
 from jaxplain.types import Attribution
 from tests.browser import BROWSER, NAMES, Browser
-from tests.made_runs import bars_record, image_record, joined, text_record, write_run
+from tests.made_runs import (
+    bars_record,
+    image_record,
+    information_record,
+    joined,
+    text_record,
+    write_run,
+)
 from tests.test_report import CONFIGURATION, f32, tree_record
 
 pytestmark = pytest.mark.skipif(not BROWSER, reason=f"none of {', '.join(NAMES)} is installed")
 
 SHOWN = '[...document.querySelectorAll("#list article")].map(a => +a.id.slice(1))'
 MANY = 10_000
+KINDS = ["texts", "tables", "images", "trees", "information", "pair"]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +51,7 @@ def pages(texts, tmp_path_factory) -> dict[str, str]:
         "tables": [bars_record(k, rng) for k in range(70)],
         "images": [image_record(k, rng) for k in range(60)],
         "trees": [tree_record()._replace(index=k) for k in range(60)],
+        "information": [information_record(k, rng) for k in range(60)],
     }
     precision = {"tolerance": 0.01, "converged": 7, "not_converged": 3, "evaluations": 12345}
     info = {
@@ -90,7 +99,7 @@ def everything(browser: Browser) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("name", ["texts", "tables", "images", "trees", "pair"])
+@pytest.mark.parametrize("name", KINDS)
 def test_what_is_drawn_later_looks_like_what_is_there_without_javascript(browser, pages, name):
     articles = '[...document.querySelectorAll("#list article")].map(a => a.outerHTML)'
     visible = '[...document.querySelectorAll("#tools, .sheets")].filter(e => e.offsetHeight).length'
@@ -281,7 +290,7 @@ def test_two_runs_are_compared_side_by_side(browser, pages):
     assert browser("document.querySelectorAll('header figure rect').length") > 3
 
 
-@pytest.mark.parametrize("name", ["texts", "tables", "images", "trees", "pair"])
+@pytest.mark.parametrize("name", KINDS)
 def test_a_phone_shows_the_page_without_scrolling_sideways(browser, pages, name):
     opened(browser, pages[name], width=390)
     browser("document.querySelectorAll('details').forEach(d => d.open = true)")

@@ -118,6 +118,9 @@ def sentence(found: Survey, speed: str | None = None) -> str:
                 for name, take in (("median", np.median), ("largest", np.max))
             )
         )
+    if found.converged or found.unconverged:
+        known = found.converged + found.unconverged
+        facts.append(f"{found.converged:,} of {known:,} converged")
     if found.residual is not None:
         facts.append(f"parts sum to f(x) within {found.residual:.1g}")
     if found.curves is not None:

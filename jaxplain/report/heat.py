@@ -81,6 +81,10 @@ def headline(seen: View) -> str:
         facts.append(f"f(x) {signed(seen.output)}")
     if seen.gap is not None and seen.relative_gap is not None:
         facts.append(f"gap {share(seen.relative_gap)}")
+    if seen.effort is not None:
+        facts.append(f"effort {seen.effort}")
+    if seen.converged is False:
+        facts.append("not converged")
     if seen.truncated:
         facts.append(seen.truncated)
     return " · ".join(facts)

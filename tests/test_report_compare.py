@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxplain import report
+from jaxplain import cli, report
 from jaxplain.report import agreement, api
 from jaxplain.report.view import view
 from jaxplain.types import JaxplainError
@@ -138,3 +138,16 @@ def test_runs_of_other_examples_are_refused_in_one_line(runs, tmp_path):
         report.compare(tmp_path / "rows", tmp_path / "other")
     with pytest.raises(JaxplainError, match=r"cannot be written: .* --page FILE"):
         report.compare(out / "a", out / "b", tmp_path / "no" / "folder.html")
+
+
+def test_the_command_line_compares_two_runs(runs, tmp_path, capsys):
+    out, _, _ = runs
+    page = tmp_path / "both.html"
+    assert cli.call(["show", str(out / "a"), "--against", str(out / "b"), "--page", str(page)]) == 0
+    told = capsys.readouterr().out
+    assert "60 examples compared" in told and f"page: {page}" in told
+    assert page.read_text("utf-8").count("<!doctype html>") == 1
+    assert cli.call(["show", str(out / "a"), "--against", str(out / "b")]) == 0
+    assert "--page FILE shows them" in capsys.readouterr().out
+    assert cli.call(["show", str(out / "a"), "--against", str(tmp_path)]) == 2
+    assert "is not a run" in capsys.readouterr().err
