@@ -1,4 +1,4 @@
-"""Your own model and data on the command line: one function that returns each.
+r"""Your own model and data on the command line: one function that returns each.
 
     jaxplain explain --model examples.own_model:model --data examples.own_model:data
     jaxplain explain --model examples.own_model:model --data examples.own_model:data \
