@@ -50,7 +50,7 @@ class CNN(nn.Module):
 def train(module, images, labels, *, epochs, batch=64):
     """Variables of the trained module: parameters, and BatchNorm's statistics."""
     variables = jax.jit(lambda key: module.init(key, images[:1], train=False))(jax.random.key(0))
-    optimiser = optax.adam(2e-3)
+    optimiser = optax.adam(4e-3)
 
     def loss(params, statistics, rows, key):
         out, changed = module.apply(
@@ -78,7 +78,7 @@ def train(module, images, labels, *, epochs, batch=64):
     return {"params": state[0], "batch_stats": state[1]}
 
 
-def main(*, out: Path = Path("runs/linen_cnn"), epochs: int = 8, limit: int = 500):
+def main(*, out: Path = Path("runs/linen_cnn"), epochs: int = 12, limit: int = 500):
     """Train, explain the first LIMIT images of the test set, write a page and figures."""
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8, 1) / 16).astype(np.float32)

@@ -16,6 +16,7 @@ place, where it is read. So this is how the model solves its task.
 """
 
 from pathlib import Path
+from typing import Any
 
 import cyclopts
 import jax
@@ -99,8 +100,14 @@ def train(module, *, updates, batch=64):
     nnx.update(module, params, rest)
 
 
-def main(*, out: Path = Path("runs/nnx_transformer"), updates: int = 400, count: int = 200):
-    """Train with UPDATES, explain COUNT new sequences, write a page and a figure."""
+def main(
+    *,
+    out: Path = Path("runs/nnx_transformer"),
+    updates: int = 400,
+    count: int = 200,
+    steps: int = 128,
+):
+    """Train for UPDATES, explain COUNT new sequences by STEPS nodes, write a page and a figure."""
     module = nnx.jit(lambda: Transformer(rngs=nnx.Rngs(0)))()  # in one program, which is quicker
     train(module, updates=updates)
 
@@ -121,11 +128,11 @@ def main(*, out: Path = Path("runs/nnx_transformer"), updates: int = 400, count:
         over = lambda logits: logits[target] - jnp.mean(logits)
         # What an average letter is: against it, a score says that it is this one that counts.
         mean = jnp.mean(embed.f(params, jnp.arange(len(LETTERS))), 0)
-        start = jnp.broadcast_to(mean, x.shape)
-        scores = jxp.integrated_gradients(lambda x: over(model.f(params, x)), x, baseline=start)
+        along: Any = dict(baseline=jnp.broadcast_to(mean, x.shape), steps=steps)
+        scores = jxp.integrated_gradients(lambda x: over(model.f(params, x)), x, **along)
         # Nothing bypasses a block: what g still takes of x is its shape.
         through = jxp.layer_conductance(
-            lambda x: h(params, x), lambda a: over(g(params, a, x)), x, baseline=start
+            lambda x: h(params, x), lambda a: over(g(params, a, x)), x, **along
         )
         return dict(attribution=scores, logits=logits, target=target, through=through)
 

@@ -36,7 +36,7 @@ def test_linen_cnn(tmp_path, capsys):
 
 def test_nnx_transformer(tmp_path, capsys):
     with quick_compile():
-        nnx_transformer.main(out=tmp_path / "run", updates=160, count=30)
+        nnx_transformer.main(out=tmp_path / "run", updates=160, count=30, steps=32)
     printed = capsys.readouterr().out
     assert number(r"test accuracy ([\d.]+)%", printed) > 95  # guessing gives 12.5%
     # One of 13 places is the letter's, one the star's: 15% by chance.
