@@ -114,7 +114,7 @@ def main(*, out: Path = Path("runs/linen_cnn"), epochs: int = 12, limit: int = 5
         {"image": x, "label": str(y)} for x, y in zip(images[test], labels[test], strict=True)
     ][:limit]
     about = {"data": "digits", "model": "linen CNN", "method": "integrated_gradients"}
-    about["classes"] = [str(n) for n in range(10)]
+    about |= {"classes": [str(n) for n in range(10)]}
     summary = jxp.run(
         explain, model.params, examples, out, key=jax.random.key(0), configuration=about
     )
