@@ -317,7 +317,7 @@ def list_methods() -> int:
         marks += ["needs a model with ReLUs"] * method.needs_relu
         print(name + (f"  ({'; '.join(marks)})" if marks else ""))
         print(f"    {method.summary}")
-        settings = defaults(name)
+        settings = defaults(name, arrays=True)
         if settings:
             print("    " + "  ".join(f"{flag(k)} {spelled(v)}" for k, v in settings.items()))
     return 0

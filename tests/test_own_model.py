@@ -85,6 +85,16 @@ def texts():
 def rows():
     return [{"text": "good"}, {"text": "bad"}]
 
+def linen():
+    import flax.linen as nn
+    from jaxplain.models import from_linen
+    module = nn.Dense(2)
+    return from_linen(module, module.init(jax.random.key(0), jnp.ones(2)))
+
+def whole():
+    from jaxplain import models
+    return models.load("cnn")
+
 # What goes wrong.
 number = 3
 def needs(path): ...
@@ -383,7 +393,15 @@ def test_the_example(type_in, monkeypatch):
     json.dumps(run.info)
 
 
-def test_text_models_as_they_are(desk):
-    sys.path.insert(0, str(desk))
-    model = own.load_model("mine:reader")
-    assert isinstance(model, TextModel) and model.name == "mine:reader"
+def test_models_as_others_make_them(desk, type_in):
+    for name in ("mine:reader", "mine:whole"):
+        model = own.load_model(name)
+        assert isinstance(model, TextModel) and model.name == name
+    assert model.labels == ("negative", "positive")
+    code, _, err = type_in("--model mine:linen --data mine:houses --method input_x_gradient")
+    assert code == 0, err
+    run = jxp.load("R")
+    kernel = own.load_model("mine:linen").params["params"]["kernel"]
+    target = run[0].result["target"]
+    expected = np.array([2, 1]) * kernel[:, target]
+    np.testing.assert_allclose(run[0].result["attribution"].scores, expected, rtol=1e-5)
