@@ -50,7 +50,7 @@ def call(reference: str, option: str, expected: str) -> Any:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())  # as `python -m` has it
     try:
-        function = pkgutil.resolve_name(f"{module}:")
+        function = pkgutil.resolve_name(f"{module}:")  # a need of the user's, and none of ours
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name
         if missing and f"{module}.".startswith(f"{missing}."):
