@@ -7,11 +7,15 @@ import jax
 import numpy as np
 
 import jaxplain as jxp
+from jaxplain import report
 from jaxplain.methods.information import WordInformation
+from jaxplain.report import web
+from jaxplain.report.corpus import corpus
+from jaxplain.report.view import survey
 from jaxplain.run import store
 from jaxplain.run.trees import describe
 from jaxplain.types import Attribution, SampledAttribution
-from tests.test_report import CONFIGURATION, f32
+from tests.test_report import CONFIGURATION, f32, tree_record
 
 VOCABULARY = ["good", "Bad", "un", "##bear", "##able", "film", "plot", "<b>", "not", "it's", "."]
 
@@ -107,3 +111,31 @@ def joined(record: jxp.Record, rng: np.random.Generator) -> jxp.Record:
     target = f32(record.index % 2)
     result = record.result | {"attribution": Attribution(scores, f32(1), f32(0)), "target": target}
     return record._replace(result=result, notes=record.notes | {"pieces": pieces})
+
+
+def write_pages(out: Path, texts: list[jxp.Record]) -> dict[str, str]:
+    """Write a page of each kind, and one of two runs; give their addresses by name."""
+    rng = np.random.default_rng(1)
+    kinds = {
+        "texts": texts,
+        "tables": [bars_record(k, rng) for k in range(70)],
+        "images": [image_record(k, rng) for k in range(60)],
+        "trees": [tree_record()._replace(index=k) for k in range(60)],
+        "information": [information_record(k, rng) for k in range(60)],
+    }
+    precision = {"tolerance": 0.01, "converged": 7, "not_converged": 3, "evaluations": 12345}
+    info = {
+        "configuration": CONFIGURATION, "status": "complete", "created": "2020-02-02",
+        "versions": {"jax": "9.8.7"}, "devices": {"platform": "abacus"},
+        "fingerprints": {"params": "feedbeef", "function": "f00d"},
+        "totals": {"precision": precision},
+    }  # fmt: skip
+    for name, records in kinds.items():
+        found = survey(records, CONFIGURATION, limit=1000)
+        text = web.render(info, found, corpus(records, configuration=CONFIGURATION))
+        (out / f"{name}.html").write_text(text, encoding="utf-8")
+    other = [joined(record, rng) for record in texts]
+    write_run(out / "a", texts)
+    write_run(out / "b", other, configuration={**CONFIGURATION, "model": "another"})
+    report.compare(out / "a", out / "b", out / "pair.html")
+    return {name: (out / f"{name}.html").as_uri() for name in (*kinds, "pair")}

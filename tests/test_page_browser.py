@@ -7,20 +7,13 @@ import pytest
 
 import jaxplain as jxp
 from jaxplain import report
-from jaxplain.report import told, web
+from jaxplain.report import told
 from jaxplain.report.corpus import corpus
-from jaxplain.report.view import survey, view
+from jaxplain.report.view import view
 from jaxplain.types import Attribution
 from tests.browser import BROWSER, NAMES, Browser
-from tests.made_runs import (
-    bars_record,
-    image_record,
-    information_record,
-    joined,
-    text_record,
-    write_run,
-)
-from tests.test_report import CONFIGURATION, f32, tree_record
+from tests.made_runs import text_record, write_pages, write_run
+from tests.test_report import CONFIGURATION, f32
 
 pytestmark = pytest.mark.skipif(not BROWSER, reason=f"none of {', '.join(NAMES)} is installed")
 
@@ -44,31 +37,7 @@ def texts() -> list[jxp.Record]:
 @pytest.fixture(scope="module")
 def pages(texts, tmp_path_factory) -> dict[str, str]:
     """A page of each kind, by name, as addresses."""
-    rng = np.random.default_rng(1)
-    out = tmp_path_factory.mktemp("pages")
-    kinds = {
-        "texts": texts,
-        "tables": [bars_record(k, rng) for k in range(70)],
-        "images": [image_record(k, rng) for k in range(60)],
-        "trees": [tree_record()._replace(index=k) for k in range(60)],
-        "information": [information_record(k, rng) for k in range(60)],
-    }
-    precision = {"tolerance": 0.01, "converged": 7, "not_converged": 3, "evaluations": 12345}
-    info = {
-        "configuration": CONFIGURATION, "status": "complete", "created": "2020-02-02",
-        "versions": {"jax": "9.8.7"}, "devices": {"platform": "abacus"},
-        "fingerprints": {"params": "feedbeef", "function": "f00d"},
-        "totals": {"precision": precision},
-    }  # fmt: skip
-    for name, records in kinds.items():
-        found = survey(records, CONFIGURATION, limit=1000)
-        text = web.render(info, found, corpus(records, configuration=CONFIGURATION))
-        (out / f"{name}.html").write_text(text, encoding="utf-8")
-    other = [joined(record, rng) for record in texts]
-    write_run(out / "a", texts)
-    write_run(out / "b", other, configuration={**CONFIGURATION, "model": "another"})
-    report.compare(out / "a", out / "b", out / "pair.html")
-    return {name: (out / f"{name}.html").as_uri() for name in (*kinds, "pair")}
+    return write_pages(tmp_path_factory.mktemp("pages"), texts)
 
 
 def opened(browser: Browser, url: str, **settings: Any) -> float:
@@ -123,7 +92,7 @@ def test_the_page_sorts(browser, pages, texts):
     seen = [view(record, CONFIGURATION) for record in texts]
     gap = lambda v: None if v.relative_gap is None else told.rounded(v.relative_gap)
     orders = {
-        "gap-": lambda v: gap(v) and -gap(v),
+        "gap-": lambda v: None if gap(v) is None else -(gap(v) or 0),
         "gap+": gap,
         "p+": lambda v: v.probability,
         "p-": lambda v: v.probability and -v.probability,

@@ -38,11 +38,11 @@ def replica(records, minimum, target=None):
         for word, score in whole_words(record.notes["pieces"], scores):
             places.setdefault(word.lower(), []).append(score)
         for word, found in places.items():
-            values.setdefault(word, []).append(np.mean(found))
+            values.setdefault(word, []).append(sum(found) / len(found))
     means = []
     for word, found in values.items():
         if len(found) >= minimum:
-            half = float(stats.t.ppf(0.975, len(found) - 1) * stats.sem(found))
+            half = float(stats.t.ppf(0.975, len(found) - 1) * float(stats.sem(found)))
             means.append(Mean(word, float(np.mean(found)), half, len(found)))
     return means, len(values)
 
@@ -103,7 +103,8 @@ def test_features_and_the_words_of_trees_are_averaged():
     rng = np.random.default_rng(4)
     rows = [bars_record(k, rng, features=3) for k in range(9)]
     found = corpus(rows, configuration=CONFIGURATION)
-    scores = np.mean([r.result["attribution"].scores for r in rows], axis=0, dtype=np.float64)
+    each = np.stack([r.result["attribution"].scores for r in rows])
+    scores = each.mean(axis=0, dtype=np.float64).tolist()
     means = {m.name: m.mean for side in found.overall for m in side}
     assert found.kind == "features" and set(found.classes) == {"negative", "positive"}
     for k in range(3):

@@ -69,7 +69,7 @@ def match_words(
     if "".join(sides[0]) != "".join(sides[1]):
         return None
     ends = [np.cumsum([len(word) for word in side], dtype=int) for side in sides]
-    common = np.intersect1d(*ends)
+    common = np.intersect1d(ends[0], ends[1])
     found = []
     for side, end in zip((a, b), ends, strict=True):
         scores = np.zeros(len(common))

@@ -40,8 +40,8 @@ def compare(
     check_same_data(a, b)
     configurations = [run.info.get("configuration") or {} for run in (a, b)]
     surveys = [survey(run, c, limit=0) for run, c in zip((a, b), configurations, strict=True)]
-    for run, found in zip((a, b), surveys, strict=True):
-        if found.informed:
+    for run, seen in zip((a, b), surveys, strict=True):
+        if seen.informed:
             raise JaxplainError(
                 f"{run.path} is of word information, which has no scores to rank: compare runs of "
                 "other methods"

@@ -152,6 +152,7 @@ def render(info: Mapping[str, Any], found: Survey, corpus: Corpus | None = None)
         target = str(configuration["target"])
         words_of.append(f"explained: {told.get(target, target)}")
     views = sorted([*found.views, *found.failures], key=lambda v: v.index)
+    signs = two_sided(found.views) or bool(corpus and corpus.overall.negative)
     packed = pack(views, colours, nothing=NOTHING_DRAWN)
     views = views[: packed.count]
     return (
@@ -178,7 +179,7 @@ def render(info: Mapping[str, Any], found: Survey, corpus: Corpus | None = None)
             lost=information.advice(found.curves) if found.curves else None,
             certificate=certificate(info, found),
             quantiles=list(QUANTILES),
-            corpus=corpus_html(corpus, signs=two_sided(found.views)) if corpus else "",
+            corpus=corpus_html(corpus, signs=signs) if corpus else "",
             articles=[article(v, colours) for v in views[:STATIC]],
             rows=len(views),
             explained=sum(v.error is None for v in views),
