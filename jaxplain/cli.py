@@ -26,8 +26,9 @@ from jaxplain.report.view import Survey
 from jaxplain.run import Summary, load, run, verify
 from jaxplain.run import job as jobs
 from jaxplain.run.command import Asked, bind
-from jaxplain.run.job import METHODS, choose_devices, defaults, flag, free_directory
+from jaxplain.run.job import METHODS, defaults, flag
 from jaxplain.run.own import is_reference, short
+from jaxplain.run.places import choose_devices, free_directory
 from jaxplain.types import JaxplainError
 
 INPUT, METHOD = Group("Model and data", sort_key=1), Group("Explanation", sort_key=2)

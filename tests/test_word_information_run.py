@@ -12,7 +12,7 @@ from jaxplain import cli, models
 from jaxplain.methods.information import WordInformation
 from jaxplain.report import api, view, web
 from jaxplain.report.curves import curves
-from jaxplain.run import information, job, store
+from jaxplain.run import information, job, places, store
 from jaxplain.run.sources import Texts
 from jaxplain.types import JaxplainError
 
@@ -49,7 +49,7 @@ def go(out, work, *, examples=None, lengths=(16,)):
     params, keep = work.params(out, {})
     return jxp.run(
         work.explain, params, examples or work.source, out, key=jax.random.key(0), keep=keep,
-        mesh=job.choose_devices(1), shard_size=2, batch_size=2, lengths=lengths,
+        mesh=places.choose_devices(1), shard_size=2, batch_size=2, lengths=lengths,
         ragged=("ids", "mask"), progress=False,
     )  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_eight_devices_equal_one(tmp_path):
         params, keep = work.params(tmp_path / str(devices), {})
         jxp.run(
             work.explain, params, work.source, tmp_path / str(devices), key=jax.random.key(0),
-            keep=keep, mesh=job.choose_devices(devices), batch_size=16, lengths=(16,),
+            keep=keep, mesh=places.choose_devices(devices), batch_size=16, lengths=(16,),
             ragged=("ids", "mask"), progress=False,
         )  # fmt: skip
         found[devices] = [r.result["information"] for r in jxp.load(tmp_path / str(devices))]

@@ -2,15 +2,10 @@
 
 import contextlib
 import difflib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
-
-import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh
 
 from jaxplain import hierarchy, models, registry
 from jaxplain.models.types import Model
@@ -20,7 +15,6 @@ from jaxplain.run import data as datasets
 from jaxplain.run import own as users
 from jaxplain.run.arrays import ArraySource
 from jaxplain.run.data import Data
-from jaxplain.run.fingerprint import versions
 from jaxplain.run.precision import Effort
 from jaxplain.run.records import load
 from jaxplain.run.sources import Texts, TextSource
@@ -349,41 +343,3 @@ def check_options(method: str, options: Iterable[str], own: Iterable[str]) -> No
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def choose_devices(count: int | None) -> Mesh | None:
-    """A mesh over the first `count` local devices; None means all of them."""
-    if count is None:
-        return None
-    there = jax.local_devices()
-    if count < 1:
-        raise JaxplainError(f"--devices must be at least 1, not {count}")
-    if count > len(there):
-        hint = ""
-        if there[0].platform == "cpu":
-            hint = f"; for virtual CPU devices, set JAX_NUM_CPU_DEVICES={count} in the environment"
-        raise JaxplainError(
-            f"--devices {count}: there {'is' if len(there) == 1 else 'are'} only {len(there)} "
-            f"({there[0].device_kind}){hint}"
-        )
-    return Mesh(np.asarray(there[:count]), ("data",), axis_types=(AxisType.Auto,))
-
-
-def free_directory(
-    base: Path, configuration: Mapping[str, Any], batch_size: int | str, overwrite: bool
-) -> Path:
-    """The first of `base`, `base-2`, ... that is free or holds this very run."""
-    if overwrite:
-        return base
-    number, path = 1, base
-    while path.exists():
-        try:
-            info = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            same = (info["configuration"], info["plan"]["batch_size"], info["versions"])
-        except (OSError, ValueError, KeyError, TypeError):
-            same = None
-        if same == (configuration, batch_size, versions()):
-            break
-        number += 1
-        path = base.with_name(f"{base.name}-{number}")
-    return path
