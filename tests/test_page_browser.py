@@ -7,9 +7,9 @@ import pytest
 
 import jaxplain as jxp
 from jaxplain import report
-from jaxplain.report import told
+from jaxplain.report import packed, told, web
 from jaxplain.report.corpus import corpus
-from jaxplain.report.view import view
+from jaxplain.report.view import survey, view
 from jaxplain.types import Attribution
 from tests.browser import BROWSER, NAMES, Browser
 from tests.made_runs import text_record, write_pages, write_run
@@ -289,6 +289,19 @@ def test_controls_are_reached_and_named_by_keyboard_alone(browser, pages):
     browser("document.querySelector('.tokens span').focus()")
     browser.press("ArrowRight", code=39)
     assert browser("document.activeElement === document.querySelectorAll('.tokens span')[1]")
+
+
+def test_long_examples_are_drawn_where_there_is_javascript(browser, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "STATIC_BYTES", 5000)
+    found = survey(texts, CONFIGURATION, limit=1000)
+    path = tmp_path / "page.html"
+    path.write_text(web.render({"configuration": CONFIGURATION}, found), encoding="utf-8")
+    opened(browser, path.as_uri(), script=False)
+    few = len(browser(SHOWN))
+    assert 1 < few < 20
+    assert f"The first {few} of 240" in browser("document.body.textContent")
+    opened(browser, path.as_uri())
+    assert browser(SHOWN) == list(range(50))
 
 
 def test_the_page_is_dark_where_the_reader_wants_it(browser, pages):

@@ -3,8 +3,10 @@
 import functools
 import itertools
 import json
+import re
 
 import numpy as np
+from markupsafe import Markup
 
 import jaxplain as jxp
 from jaxplain.report import certificate, information, packed, view, web
@@ -32,11 +34,29 @@ def test_a_page_leaves_out_what_does_not_fit_and_says_so(monkeypatch):
     assert 20 < few.count < 40
     assert 0.4 < len(few.data) / len(whole.data) <= 0.5
     assert packed.pack(views, information.Range(0, 0), budget=1).count == 1
-    monkeypatch.setattr(web, "pack", functools.partial(packed.pack, budget=len(whole.data) // 2))
-    page = Page(render(images))
-    assert f"The first {few.count} of 60 explained examples are shown, so that" in page.text
-    assert "stays under 20 MB" in page.text
-    assert page.tags.count("article") == few.count
+    budget = len(render(images)) // 2
+    monkeypatch.setattr(web, "pack", functools.partial(packed.pack, budget=budget))
+    source = render(images)
+    page = Page(source)
+    told = re.search(r"The first (\d+) of 60 explained examples are shown, so that", page.text)
+    assert told and "stays under 20 MB" in page.text
+    assert 0 < page.tags.count("article") == int(told[1]) < 50
+    fixed = len(render(images[:1]))  # what does not grow with the run
+    assert len(source.encode()) < budget + fixed
+
+
+def test_long_examples_are_fewer_without_javascript(monkeypatch):
+    articles = [Markup("x" * 1000)] * 80
+    assert len(packed.first(articles)) == 50
+    monkeypatch.setattr(packed, "STATIC_BYTES", 7500)
+    assert len(packed.first(articles)) == 7
+    monkeypatch.setattr(packed, "STATIC_BYTES", 10)
+    assert len(packed.first(articles)) == 1
+    views = view.survey([text_record(k) for k in range(60)], CONFIGURATION, limit=100).views
+    colours = information.Range(0, 0)
+    size = len(packed.pack(views, colours).data) + 2000
+    assert packed.pack(views, colours, budget=size).count == 60
+    assert packed.pack(views, colours, beside=["x" * 2000, "y" * 1000], budget=size).count < 60
 
 
 def test_numbers_are_packed_short_and_read_back():

@@ -12,7 +12,7 @@ from jaxplain.report.agreement import Agreement, Comparison, reason_of, sentence
 from jaxplain.report.certificate import QUANTILES, certificate, flat
 from jaxplain.report.drawn import pair
 from jaxplain.report.information import Range
-from jaxplain.report.packed import STATIC, pack
+from jaxplain.report.packed import first, pack
 from jaxplain.report.parts import NOTHING_DRAWN
 from jaxplain.report.view import Survey, View
 from jaxplain.run.records import Records
@@ -81,7 +81,9 @@ def render(
         same = None if a.target is None or b.target is None else int(a.target == b.target)
         known = None if np.isnan(value) else float(f"{value:.4g}")
         rows.append(((known, same, told), a, b))
-    packed = pack(rows, UNCOLOURED, paired=True, runs=found.names, nothing=NOTHING_DRAWN)
+    articles = first(pair(found.names, told, a, b) for (_, _, told), a, b in rows)
+    settings = {"runs": found.names, "nothing": NOTHING_DRAWN}
+    packed = pack(rows, UNCOLOURED, paired=True, beside=articles, **settings)
     rows = rows[: packed.count]
     known = found.known
     facets = web.facets([a for _, a, _ in rows])
@@ -117,7 +119,7 @@ def render(
             kinds=sorted(set(spoken)),
             two_sided=not found.magnitudes,
             ends=web.ends([v for _, a, b in rows for v in (a, b)]),
-            articles=[pair(found.names, told, a, b) for (_, _, told), a, b in rows[:STATIC]],
+            articles=articles[: packed.count],
             rows=len(rows),
             examples=len(found.agreements),
             left_out=len(pairs) - len(rows),

@@ -1,5 +1,6 @@
 """How nearly two explanations of one example agree, whatever each split it into."""
 
+import functools
 import unicodedata
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def letters(word: str) -> str:
     """A word as tokenisers agree on it: without case, accents and spaces."""
     apart = unicodedata.normalize("NFKD", word.casefold())

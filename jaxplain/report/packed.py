@@ -1,5 +1,6 @@
 """The examples of a page as compact JSON: page.js sorts, filters and draws them from it."""
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ from jaxplain.report.parts import Part
 from jaxplain.report.view import View
 from jaxplain.report.words import Word, words
 
-BUDGET = 19_000_000  # bytes of JSON; a page stays under 20 MB
+BUDGET = 19_300_000  # bytes of what grows with the run; a page stays under 20 MB
 STATIC = 50  # examples that are there without JavaScript, and on one sheet with it
+STATIC_BYTES = 4_000_000  # fewer where they are longer than that
 
 
 class Packed(NamedTuple):
@@ -118,10 +120,23 @@ def pack_view(seen: View, tables: Tables, colours: information.Range) -> str:
     return f"[{','.join(fields)}]"
 
 
+def first(articles: Iterable[Markup]) -> list[Markup]:
+    """The examples that are there without JavaScript: at least one."""
+    found: list[Markup] = []
+    size = 0
+    for article in itertools.islice(articles, STATIC):
+        size += len(article.encode())
+        if found and size > STATIC_BYTES:
+            break
+        found.append(article)
+    return found
+
+
 def pack(
     rows: Sequence[Any],
     colours: information.Range,
     *,
+    beside: Sequence[str] = (),
     budget: int = BUDGET,
     paired: bool = False,
     **settings: Any,
@@ -131,13 +146,14 @@ def pack(
     Args:
         rows: a `View` each, or, `paired`, `(values, view, view)` where `values` are JSON's own.
         colours: of maps of layers.
-        budget: bytes of the JSON, about; at least one row is written.
+        beside: what else is on the page and counts toward the budget.
+        budget: bytes, about; at least one row is written.
         paired: whether each row holds two views.
         settings: more that page.js is to know.
     """
     tables = Tables(Table(), Table(), Table(), Table())
     written: list[str] = []
-    size = 0
+    size = sum(len(part.encode()) for part in beside)
     for row in rows:
         if paired:
             values, *views = row

@@ -198,6 +198,7 @@
   window.requestIdleCallback?.(idle => prepare(0, idle));
   form.reset(); // a browser may bring back what was chosen before
   document.documentElement.classList.add("js");
+  if (list.children.length < Math.min(SHEET, rows.length)) draw(); // long ones are not all there yet
   tell();
   follow();
 })();

@@ -16,7 +16,7 @@ from jaxplain.report.certificate import QUANTILES, certificate, histogram
 from jaxplain.report.corpus import Corpus
 from jaxplain.report.drawn import article
 from jaxplain.report.means import corpus_html
-from jaxplain.report.packed import STATIC, pack
+from jaxplain.report.packed import first, pack
 from jaxplain.report.parts import NOTHING_DRAWN
 from jaxplain.report.told import brief, percent, share
 from jaxplain.report.view import Survey, View
@@ -153,7 +153,9 @@ def render(info: Mapping[str, Any], found: Survey, corpus: Corpus | None = None)
         words_of.append(f"explained: {told.get(target, target)}")
     views = sorted([*found.views, *found.failures], key=lambda v: v.index)
     signs = two_sided(found.views) or bool(corpus and corpus.overall.negative)
-    packed = pack(views, colours, nothing=NOTHING_DRAWN)
+    articles = first(article(v, colours) for v in views)
+    whole = corpus_html(corpus, signs=signs) if corpus else Markup("")
+    packed = pack(views, colours, beside=(*articles, whole), nothing=NOTHING_DRAWN)
     views = views[: packed.count]
     return (
         environment()
@@ -179,8 +181,8 @@ def render(info: Mapping[str, Any], found: Survey, corpus: Corpus | None = None)
             lost=information.advice(found.curves) if found.curves else None,
             certificate=certificate(info, found),
             quantiles=list(QUANTILES),
-            corpus=corpus_html(corpus, signs=signs) if corpus else "",
-            articles=[article(v, colours) for v in views[:STATIC]],
+            corpus=whole,
+            articles=articles[: packed.count],
             rows=len(views),
             explained=sum(v.error is None for v in views),
             left_out=len(found.views) + len(found.failures) - len(views),
