@@ -131,30 +131,39 @@ class Nnx(nnx.Module):
         return OUTPUTS[self.output](logits if scale is None else logits * scale, hidden)
 
 
-def varied(tree):
-    """Parameters and statistics that are not zeros or ones."""
-    leaves, structure = jax.tree.flatten(tree)
+def drawn(tree):
+    """Arrays for shapes, which costs less than a program that draws them: no zeros or ones."""
     draw = np.random.default_rng(0)
-    changed = [
-        leaf + jnp.asarray(draw.uniform(0.1, 0.5, leaf.shape), leaf.dtype) for leaf in leaves
-    ]
-    return jax.tree.unflatten(structure, changed)
+
+    def leaf(shape):
+        if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+            return jax.random.key(3)
+        if len(shape.shape) == 2:
+            return jnp.asarray(draw.normal(size=shape.shape) * 0.6, shape.dtype)
+        return jnp.asarray(draw.uniform(0.2, 0.9, shape.shape), shape.dtype)
+
+    return jax.tree.map(leaf, tree)
 
 
 @cache
 def linen(per_example=False, select=None, method=None, **options):
     module: Any = Linen(**options)
-    variables = varied(jax.jit(lambda key: module.init(key, X, train=False))(jax.random.key(0)))
+    variables = drawn(
+        jax.eval_shape(lambda key: module.init(key, X, train=False), jax.random.key(0))
+    )
     return from_linen(
         module, variables, train=False, select=select, per_example=per_example, method=method
     )
 
 
+def nnx_module(kind, *args, **options):
+    graph, state = nnx.split(nnx.eval_shape(lambda: kind(*args, **options)))
+    return nnx.merge(graph, drawn(state))
+
+
 @cache
 def flax_nnx(per_example=False, select=None, method=None, **options):
-    module = nnx.jit(lambda: Nnx(**options))()
-    graph, random, state = nnx.split(module, nnx.RngState, ...)
-    module = nnx.merge(graph, random, varied(state))
+    module = nnx_module(Nnx, **options)
     return from_nnx(module, select=select, per_example=per_example, method=method)
 
 
@@ -206,7 +215,7 @@ def test_parameters_are_an_argument(make):
 
 def test_values_equal_apply():
     module: Any = Linen(output="dict")
-    variables = module.init(jax.random.key(1), X, train=False)
+    variables = linen().params
     model = from_linen(module, variables, select="logits", train=False)
     np.testing.assert_array_equal(
         model.f(model.params, X, scale=3.0), module.apply(variables, X, 3.0, train=False)["logits"]
@@ -215,7 +224,7 @@ def test_values_equal_apply():
 
 
 def test_the_nnx_module_stays_as_it_is():
-    module = Nnx()
+    module = nnx_module(Nnx)
     before = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState)))
     model = from_nnx(module)
     assert not module.dropout.deterministic and not module.norm.use_running_average
@@ -407,8 +416,8 @@ class NnxStack(nnx.Module):
 
 def test_layers_in_a_scan():
     module: Any = LinenStack()
-    ours = from_linen(module, module.init(jax.random.key(0), X))
-    for model in (ours, from_nnx(NnxStack(nnx.Rngs(0)))):
+    ours = from_linen(module, drawn(jax.eval_shape(module.init, jax.random.key(0), X)))
+    for model in (ours, from_nnx(nnx_module(lambda: NnxStack(nnx.Rngs(0))))):
         h, g = model.cut("first")
         close(g(model.params, h(model.params, X), X), model.f(model.params, X))
         for layer in ("block", "block/inner"):
@@ -460,7 +469,7 @@ def test_refused_cuts(make):
 
 def test_a_linen_module_that_trains():
     module: Any = Linen()
-    variables = module.init(jax.random.key(0), X, train=False)
+    variables = linen().params
     model = from_linen(module, variables, train=True)
     with pytest.raises(jxp.JaxplainError, match=r"as in training.*train=False"):
         model.f(model.params, X)
@@ -474,7 +483,7 @@ def test_a_linen_module_that_trains():
 
 
 def test_an_nnx_module_that_trains():
-    model = from_nnx(Nnx(), train=True)
+    model = from_nnx(nnx_module(Nnx), train=True)
     with pytest.raises(jxp.JaxplainError, match="changes its BatchStat, as in training"):
         model.f(model.params, X)
 
