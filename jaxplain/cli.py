@@ -198,6 +198,7 @@ def show_run(
 
     Tokens for the explained class are orange, those against it blue. Where there are no colours,
     they are marked as [+good] and [--dull]. Trees have a line for each phrase, with its score.
+    Below stands what proves the numbers: gaps, convergence, fingerprints, versions.
 
     **Examples**
 
@@ -228,6 +229,9 @@ def show_run(
     info, found = api.look(directory)
     report.terminal(directory, limit=5 if limit is None else limit)
     tell(info, found)
+    print()
+    for line in api.proof(directory, info, found):
+        print(line)
     if info.get("status") != "complete":
         print(
             f"not complete: {found.examples:,} of {info['examples']:,} examples are done; give the "

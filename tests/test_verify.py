@@ -10,6 +10,7 @@ import pytest
 
 import jaxplain as jxp
 from jaxplain import cli, precision
+from jaxplain.report import api
 from jaxplain.run import store
 from tests.test_precision import explain, f, go, rows
 from tests.test_run import no_cache
@@ -174,6 +175,21 @@ def test_other_devices_agree_to_rounding(runs, params):
     assert found.agrees and found.largest < 1e-5
 
 
+def test_the_proof_of_a_run_takes_ten_lines(runs):
+    info, found = api.look(runs / "tolerant")
+    lines = api.proof(runs / "tolerant", info, found)
+    said = info["totals"]["precision"]
+    assert len(lines) <= 10 and max(map(len, lines)) < 160
+    text = "\n".join(lines)
+    assert f"{said['converged']} converged to 0.1%, {said['not_converged']} did not" in text
+    assert f"{said['evaluations']:,} in all" in text
+    assert info["fingerprints"]["params"][:8] in text and info["versions"]["jax"] in text
+    assert lines[0].endswith("60 of 60 explained, 0 failed")
+    assert lines[-1].endswith(f"jaxplain verify {runs / 'tolerant'}")
+    plain = "\n".join(api.proof(runs / "plain", *api.look(runs / "plain")))
+    assert "converged" not in plain and "completeness gap" in plain
+
+
 def test_what_is_no_run_is_refused(tmp_path, runs):
     with pytest.raises(jxp.JaxplainError, match="is not a run"):
         jxp.verify(tmp_path / "none")
@@ -187,6 +203,8 @@ def test_on_the_command_line(tmp_path, capsys):
     data.write_text("sentence\tlabel\na fine film\t1\na bad film\t0\n")
     given = ["--model", "cnn", "--data", str(data), "--out", str(out), "--quiet"]
     assert cli.call(["explain", *given]) == 0
+    assert cli.call(["show", str(out)]) == 0
+    assert f"to check    jaxplain verify {out}\n" in capsys.readouterr().out
     assert cli.call(["verify", str(out)]) == 0
     said = capsys.readouterr().out
     assert "2 examples computed anew, seed 0: bit for bit\nverified\n" in said

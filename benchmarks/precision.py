@@ -1,0 +1,250 @@
+"""What precision on demand takes, and what a fixed number of nodes would.
+
+    JAXPLAIN_DATA=... python -m benchmarks.precision --only dev
+    pip install torch==2.13.0 captum==0.9.0 transformers==5.23.0
+    JAXPLAIN_DATA=... python -m benchmarks.precision --only captum
+
+Integrated gradients of the predicted class's logit, from a baseline of zeros, of SST-2 development
+sentences under minilm-sst2, both below `JAXPLAIN_DATA`; a tolerance of 0.01.
+
+`dev`: all sentences through the engine. How many ended within the tolerance, with how many
+gradients; how many a fixed Gauss-Legendre rule would take, the first of `COUNTS` that leaves each
+of the `--hardest` converged sentences (those that took most) and of `--others` more with a gap
+within 1%: all of them may need more, so the ratio is a lower bound. And whether a claim is false:
+`--check` converged sentences at 1,000 nodes; `sum_differs` is the largest difference of a sum of
+scores, and `scores_differ` that of a score, as shares of f(x) - f(baseline) and of the largest
+score.
+
+`captum`: `--sentences` of them, in batches of one length, under the same weights in transformers'
+BERT, whose attention and threads are PyTorch's own choice. Captum's IntegratedGradients with 50
+Gauss-Legendre nodes and with the count that these sentences need, at its best of several internal
+batch sizes; ours by the engine, and by the engine at that same fixed count. Sentences per second
+without compilation: the engine's own rate of a second run, whose programs come from the cache.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxplain as jxp
+from benchmarks.common import parse, report, sst2
+from benchmarks.information_job import directory
+from jaxplain import models, precision
+from jaxplain.methods.path import mean_along
+from jaxplain.methods.quadrature import Nodes, gauss_legendre
+from jaxplain.run.sources import TextSource, read_texts
+from jaxplain.run.text import explain_text
+
+TOLERANCE, FEWER = 0.01, 3
+COUNTS = 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024
+ROWS = 16
+
+
+def engine(model: Any, texts: list[str], out: Path, steps: int | None) -> jxp.Summary:
+    """A run to the tolerance, or with so many nodes for all."""
+    explain = explain_text(
+        model,
+        partial(jxp.integrated_gradients, **({} if steps is None else {"steps": steps})),
+        baseline="zeros",
+        refined_by="steps",
+    )
+    rounds = {} if steps else {"tolerance": TOLERANCE, "efforts": precision.nodes(16, 1024)}
+    source = TextSource(texts, None, model)
+    return jxp.run(
+        explain, model.params, source, out, key=jax.random.key(0), ragged=("ids", "mask"),
+        max_length=source.max_length, **rounds,
+    )  # fmt: skip
+
+
+def rule(count: int, width: int = 1024) -> Nodes:
+    places, weights = gauss_legendre(count)
+    fill = lambda v: np.pad(v, (0, width - count))
+    return Nodes(fill(places), fill(weights), np.int32(count))
+
+
+class Fixed:
+    """Sentences at a fixed number of nodes; one program a length serves every number."""
+
+    def __init__(self, model: Any, texts: list[str]):
+        self.model = model
+        self.ids = [model.tokenize(text).ids for text in texts]
+        self.sums = jax.jit(jax.vmap(self.one_sum, (None, 0, 0, 0, None)))
+        self.all = jax.jit(jax.vmap(self.scores, (None, 0, 0, 0, None)))
+
+    def f(self, params: Any, ids: Any, mask: Any, target: Any) -> Any:
+        embedded = self.model.embed(params, ids)
+        x = jnp.where(mask[:, None], embedded, embedded[:1])
+        return lambda x: self.model.score(params, x, mask)[target], x
+
+    def one_sum(self, params: Any, ids: Any, mask: Any, target: Any, nodes: Nodes) -> Any:
+        """What scores sum to, and should: slopes along the path need no gradient."""
+        f, x = self.f(params, ids, mask, target)
+        slope = lambda point, change: jax.jvp(f, (point,), (change,))[1]
+        zeros = jnp.zeros_like(x)
+        return mean_along(slope, x, zeros, nodes, None), f(x) - f(zeros)
+
+    def scores(self, params: Any, ids: Any, mask: Any, target: Any, nodes: Nodes) -> Any:
+        f, x = self.f(params, ids, mask, target)
+        found = jxp.integrated_gradients(f, x, steps=nodes)
+        return jnp.where(mask, found.scores.sum(-1), 0), f(x) - f(jnp.zeros_like(x))
+
+    def batches(self, chosen: list[int], targets: Any) -> Iterator[tuple[list[int], tuple]]:
+        by_length: dict[int, list[int]] = {}
+        for index in chosen:  # in their order: the hardest come first
+            by_length.setdefault(-(-len(self.ids[index]) // 16) * 16, []).append(index)
+        for length, group in by_length.items():
+            for start in range(0, len(group), ROWS):
+                rows = group[start : start + ROWS]
+                ids = np.full((ROWS, length), self.model.pad_id, np.int32)
+                mask = np.zeros((ROWS, length), bool)
+                for row in range(ROWS):
+                    tokens = self.ids[rows[min(row, len(rows) - 1)]]
+                    ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+                at = [targets[rows[min(row, len(rows) - 1)]] for row in range(ROWS)]
+                yield rows, (ids, mask, np.asarray(at, np.int32))
+
+    def gaps(self, chosen: list[int], targets: Any, count: int) -> Iterator[float]:
+        """Relative gaps at so many nodes."""
+        for rows, batch in self.batches(chosen, targets):
+            found, change = map(np.asarray, self.sums(self.model.params, *batch, rule(count)))
+            yield from np.abs((found - change) / change)[: len(rows)].tolist()
+
+    def needed(self, chosen: list[int], targets: Any) -> int | None:
+        """The first of `COUNTS` that leaves every one of these within the tolerance."""
+        for count in COUNTS:
+            if all(gap <= TOLERANCE for gap in self.gaps(chosen, targets, count)):
+                return count
+        return None
+
+
+def relative(record: Any) -> float:
+    found = record.result["attribution"]
+    return abs(float(found.gap) / (float(found.scores.sum()) - float(found.gap)))
+
+
+def dev(options: Any) -> None:
+    model, texts = models.load(directory(options)), read_texts(sst2()).texts
+    texts = texts[: options.limit or None]
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        summary = engine(model, texts, Path(folder) / "run", None)
+        seconds = time.perf_counter() - began
+        records = list(jxp.load(Path(folder) / "run"))
+    targets = [int(r.result["target"]) for r in records]
+    effort = np.array([r.effort for r in records])
+    near = [r.index for r in records if r.converged]
+    assert all(relative(records[i]) <= TOLERANCE for i in near)
+    assert all(relative(r) > TOLERANCE for r in records if not r.converged)
+    draw = np.random.default_rng(0)
+    order = sorted(near, key=lambda i: -effort[i])
+    hardest, rest = order[: options.hardest], order[options.hardest :]
+    fixed = Fixed(model, texts)
+    chosen = [*hardest, *draw.permutation(rest)[: options.others].tolist()]
+    needed = fixed.needed(chosen, targets)
+    checked = draw.permutation(near)[: options.check].tolist()
+    sums, scores, false = [], [], 0
+    for rows, batch in fixed.batches(checked, targets):
+        found, change = map(np.asarray, fixed.all(model.params, *batch, rule(1000)))
+        for row, index in enumerate(rows):
+            mine = records[index].result["attribution"].scores
+            theirs = found[row, : len(mine)]
+            gap = abs(float(theirs.sum() - change[row]) / float(change[row]))
+            sums.append(abs(float(mine.sum() - theirs.sum()) / float(change[row])))
+            scores.append(float(np.abs(mine - theirs).max() / np.abs(theirs).max()))
+            false += sums[-1] > TOLERANCE + gap  # what 1,000 nodes miss themselves
+    mean = float(effort[near].mean())
+    report(
+        "precision dev",
+        f"{FEWER} times fewer gradients than the fixed count, no false claim",
+        bool(needed is not None and needed >= FEWER * mean and not false),
+        sentences=len(texts),
+        tolerance=TOLERANCE,
+        converged=len(near),
+        not_converged=len(texts) - len(near),
+        efforts=summary.precision["efforts"],
+        gradients_of_converged=mean,
+        gradients_of_all=float(effort.mean()),
+        fixed_count_at_least=needed,
+        ratio_at_least=None if needed is None else needed / mean,
+        fixed_checked_on=len(chosen),
+        checked_at_1000_nodes=len(checked),
+        false_claims=false,
+        sum_differs=max(sums, default=0.0),
+        scores_differ_median=float(np.median(scores)) if scores else 0.0,
+        scores_differ=max(scores, default=0.0),
+        seconds=seconds,
+    )
+
+
+def captum(options: Any) -> None:
+    from benchmarks import precision_peer as peer
+
+    folder = directory(options)
+    model, every = models.load(folder), read_texts(sst2()).texts
+    texts = [every[i] for i in np.linspace(0, len(every) - 1, options.sentences).astype(int)]
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        engine(model, texts, base / "first", None)
+        ours = engine(model, texts, base / "ours", None)
+        records = list(jxp.load(base / "ours"))
+        targets = [int(r.result["target"]) for r in records]
+        near = [r.index for r in records if r.converged]
+        fixed = Fixed(model, texts)
+        needed = fixed.needed(near, targets) or COUNTS[-1]
+        engine(model, texts, base / "again", needed)
+        same = engine(model, texts, base / "same", needed)
+    worst = lambda gaps: float(max(gaps[i] for i in near))
+    theirs = peer.bert(folder, options.threads)
+    rows = list(fixed.batches(list(range(len(texts))), targets))
+    differ = peer.difference(theirs, rows, records)
+    size = peer.best(theirs, rows[0], 50)
+    fifty = peer.explain(theirs, rows, 50, size)
+    enough = peer.explain(theirs, rows, needed, size)
+    report(
+        "precision captum",
+        f"every converged sentence within {TOLERANCE}, faster than the fixed count on both sides",
+        bool(ours.examples_per_second > max(enough.rate, same.examples_per_second)),
+        sentences=len(texts),
+        converged=len(near),
+        gradients=float(np.mean([r.effort for r in records])),
+        per_second=ours.examples_per_second,
+        worst_gap=worst([relative(r) for r in records]),
+        captum_50_per_second=fifty.rate,
+        captum_50_worst_gap=worst(fifty.gaps),
+        captum_50_above=sum(fifty.gaps[i] > TOLERANCE for i in near),
+        count_needed=needed,
+        captum_needed_per_second=enough.rate,
+        captum_needed_worst_gap=worst(enough.gaps),
+        ours_at_count_per_second=same.examples_per_second,
+        times_captum_at_50=ours.examples_per_second / fifty.rate,
+        times_captum_needed=ours.examples_per_second / enough.rate,
+        times_ours_at_count=ours.examples_per_second / same.examples_per_second,
+        internal_batch_size=size,
+        logits_differ=f"{differ:.1e}",
+        threads=options.threads,
+    )
+
+
+TASKS = {"dev": dev, "captum": captum}
+
+
+def main() -> None:
+    options = parse(
+        __doc__ or "", only="dev", model="", limit=0, hardest=128, others=64, check=128,
+        sentences=96, threads=2,
+    )  # fmt: skip
+    if options.only not in TASKS:
+        sys.exit(f"--only is one of: {', '.join(TASKS)}")
+    TASKS[options.only](options)
+
+
+if __name__ == "__main__":
+    main()
