@@ -1,4 +1,8 @@
-"""Every test runs on 8 virtual CPU devices, with implicit rank promotion an error."""
+"""Every test runs on 8 virtual CPU devices, with implicit rank promotion an error.
+
+Programs are compiled without most of XLA's optimizations: compiling is much of what tests do.
+`.ci/run` runs them with all of these on the newest JAX, by JAXPLAIN_TEST_OPTIMIZED=1.
+"""
 
 import os
 
@@ -9,6 +13,8 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if not os.environ.get("JAXPLAIN_TEST_OPTIMIZED"):
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -41,11 +41,12 @@ def within_errors(got, want, error, *, errors=5.0):
 @contextmanager
 def quick_compile():
     """Compile without most optimizations: half the time, where compiling is all a test does."""
+    before = jax.config.jax_disable_most_optimizations  # type: ignore[attr-defined]
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def total(scores) -> float:
