@@ -165,9 +165,13 @@ def test_large_gaps_are_told_with_what_to_do():
     advice = web.advice(view.survey(records, CONFIGURATION, limit=0), CONFIGURATION)
     assert advice is not None
     assert advice.startswith("1 of 2 examples has a completeness gap above 1%")
-    assert "raise --steps or choose another --baseline" in advice
+    assert "give --tolerance 0.01 or raise --steps or choose another --baseline" in advice
     assert advice in Page(render(records)).text
     assert web.advice(view.survey(records[1:], CONFIGURATION, limit=0), CONFIGURATION) is None
+    far = [records[1]._replace(effort=17, converged=True), records[1]._replace(converged=False)]
+    advice = web.advice(view.survey(far, CONFIGURATION, limit=0), CONFIGURATION)
+    assert advice is not None
+    assert advice.startswith("1 of 2 examples did not reach the tolerance: raise --steps, or take")
 
 
 @pytest.mark.parametrize("gaps", [[0.0] * 3, [np.inf, 1e-12, 1.0], [1e5], [3e-4, 0.02]])

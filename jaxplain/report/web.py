@@ -53,13 +53,20 @@ def tiles(found: Survey) -> list[dict[str, str]]:
 
 
 def advice(found: Survey, configuration: Mapping[str, Any]) -> str | None:
-    """What to do about large gaps; None where there are none."""
+    """What to do about large gaps, or a tolerance that was not reached; None if nothing is."""
     large = int(np.sum(found.relative_gaps > LARGE))
-    if not large:
-        return None
     options = configuration.get("options")
     options = options if isinstance(options, Mapping) else {}
     ways = [f"raise --{name}" for name in ("steps", "samples") if name in options]
+    if found.unconverged and not found.informed:
+        of = found.converged + found.unconverged
+        return (
+            f"{found.unconverged:,} of {of:,} examples did not reach the tolerance: "
+            f"{' or '.join(ways) or 'allow more rounds'}, or take their scores as approximate"
+        )
+    if not large:
+        return None
+    ways = ["give --tolerance 0.01"] * ("steps" in options) + ways
     ways += ["choose another --baseline"] * ("baseline" in options)
     if found.conserving:
         ways = ["it is what biases and some rules keep; jaxplain.coverage(f, x, rules) says which"]
