@@ -41,7 +41,7 @@ def within_errors(got, want, error, *, errors=5.0):
 @contextmanager
 def quick_compile():
     """Compile without most optimizations: half the time, where compiling is all a test does."""
-    before = jax.config.jax_disable_most_optimizations  # type: ignore[attr-defined]
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
