@@ -65,7 +65,7 @@ def engine(model: Any, texts: list[str], out: Path, count: int | None = None) ->
 def rule(count: int, width: int = 1024) -> Nodes:
     places, weights = gauss_legendre(count)
     fill = lambda v: np.pad(v, (0, width - count))
-    return Nodes(fill(places), fill(weights), np.int32(count))
+    return Nodes(fill(places), fill(weights), count)
 
 
 class Fixed:
@@ -207,7 +207,7 @@ def captum(options: Any) -> None:
     theirs = peer.bert(folder, options.threads)
     rows = list(fixed.batches(list(range(len(texts))), targets))
     differ = peer.difference(theirs, rows, records)
-    size = peer.best(theirs, rows[0], 50)
+    size = peer.best(theirs, *rows[0], 50)
     fifty = peer.explain(theirs, rows, 50, size)
     enough = peer.explain(theirs, rows, needed, size)
     report(
@@ -216,7 +216,7 @@ def captum(options: Any) -> None:
         bool(ours.examples_per_second > max(enough.rate, same.examples_per_second)),
         sentences=len(texts),
         converged=len(near),
-        gradients=float(np.mean([r.effort for r in records])),
+        gradients=float(np.mean([r.effort or 0 for r in records])),
         per_second=ours.examples_per_second,
         worst_gap=worst([relative(r) for r in records]),
         captum_50_per_second=fifty.rate,

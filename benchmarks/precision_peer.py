@@ -97,20 +97,21 @@ def call(network: Network, rows: list[int], batch: tuple, steps: int, size: int)
     return scores, np.abs(scores.sum(1) - change) / np.abs(change)
 
 
-def best(network: Network, batch: tuple, steps: int) -> int:
+def best(network: Network, rows: list[int], batch: tuple, steps: int) -> int:
     """The quickest internal batch size."""
     seconds = {}
     for size in SIZES:
-        call(network, *batch, 4, size)
+        call(network, rows, batch, 4, size)
         began = time.perf_counter()
-        call(network, *batch, steps, size)
+        call(network, rows, batch, steps, size)
         seconds[size] = time.perf_counter() - began
     return min(seconds, key=lambda size: seconds[size])
 
 
 def explain(network: Network, batches: list, steps: int, size: int) -> Explained:
     gaps: dict[int, float] = {}
-    call(network, *batches[0], 4, size)
+    first, batch = batches[0]
+    call(network, first, batch, 4, size)
     began = time.perf_counter()
     for rows, batch in batches:
         _, missed = call(network, rows, batch, steps, size)

@@ -12,6 +12,7 @@ import pytest
 import jaxplain as jxp
 from jaxplain import precision
 from jaxplain.methods.quadrature import nested
+from jaxplain.registry import METHODS
 from jaxplain.run import store
 from jaxplain.run.rounds import SMALLER
 from jaxplain.types import Attribution, SampledAttribution
@@ -275,6 +276,37 @@ def test_sampling_goes_on_until_standard_errors_are_small(params, tmp_path):
     # A score misses the exact one by its own standard error: 72 of them, root mean square 1.
     assert 0.7 < np.sqrt(np.mean(z**2)) < 1.4
     assert 3 < near < 24 and len({r.effort for r in jxp.load(tmp_path / "r")}) > 2
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("shapley_sampling", 0.01), ("kernel_shap", 1e-3), ("smoothgrad", 0.08)]
+)
+def test_every_way_to_sample_is_refined(params, tmp_path, name, tolerance):
+    """By name, on more inputs than can be enumerated in so few samples."""
+    method = METHODS[name]
+
+    def play(params, example, key, effort):
+        g = lambda x: jnp.sum(jnp.tanh(x.reshape(2, 3) @ params) ** 2) + jnp.prod(x[:3])
+        return method.function(g, example["x"], key=key, **{method.refined_by: effort})
+
+    pairs = np.stack([row["x"] for row in rows(12)]).reshape(6, 6)
+    examples, efforts = [{"x": x / 4} for x in pairs], precision.draws(24, 96)
+    summary = go(params, tmp_path / "r", examples, play, tolerance=tolerance, efforts=efforts)
+    records = list(jxp.load(tmp_path / "r"))
+    for record in records:
+        a = record.result
+        size = abs(change(a)) if np.isfinite(a.gap) else np.abs(a.scores).max()
+        # All of 62 coalitions were evaluated, though 72 were asked for: nothing is left to err.
+        exact = name == "kernel_shap" and record.effort == 96
+        assert a.samples == (62 if exact else record.effort)
+        assert not exact or not a.standard_error.any()
+        assert record.converged == (a.standard_error.max() / size <= tolerance)
+    assert 96 in {r.effort for r in records} <= {24, 96}
+    told = summary.standard_error
+    largest = sorted(float(r.result.standard_error.max()) for r in records)
+    assert told["known"] == 6 and told["largest"] == pytest.approx(largest[-1], rel=1e-3)
+    info = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert info["totals"]["standard_error"] == told
 
 
 def test_searches_begin_anew_with_more_steps(params, tmp_path):

@@ -150,8 +150,8 @@ def run(
             "examples_per_second": round(summary.examples_per_second, 3),
             "padding": round(summary.padding, 4),
         }
-        info["totals"] |= {"gap": summary.gap} if summary.gap else {}
-        info["totals"] |= {"precision": summary.precision} if summary.precision else {}
+        told = {n: getattr(summary, n) for n in ("gap", "precision", "standard_error", "failures")}
+        info["totals"] |= {name: value for name, value in told.items() if value}
         if old is None or old.get("status") != "complete" or summary.resumed < summary.examples:
             info["finished"] = now()
         else:  # nothing was left to do: the record of what was done stands

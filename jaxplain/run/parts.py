@@ -32,6 +32,9 @@ class Summary(NamedTuple):
             `largest_of_output`, relative to |f(x)|; empty where results have no `gap`.
         precision: of a run with a tolerance: how many examples are `converged` and
             `not_converged`, `evaluations` of all, and how many ended with how many each, `efforts`.
+        standard_error: of each result's largest one, in the scores' units: how many are `known`,
+            `median`, `percentile_99` and `largest`; empty where results have none.
+        failures: how many examples failed for each reason, most frequent first, 20 at most.
     """
 
     out: Path
@@ -44,6 +47,8 @@ class Summary(NamedTuple):
     padding: float
     gap: dict[str, float]
     precision: dict[str, Any] = {}  # noqa: RUF012
+    standard_error: dict[str, float] = {}  # noqa: RUF012
+    failures: dict[str, int] = {}  # noqa: RUF012
 
 
 class Settings(NamedTuple):

@@ -20,6 +20,7 @@ from jaxplain.run.progress import State
 from jaxplain.run.rounds import Rounds
 from jaxplain.types import JaxplainError
 
+REASONS = 20  # of failures, that are told
 AHEAD = 2  # batches that are read, and results that wait for the disk, at most
 
 
@@ -38,6 +39,7 @@ class Job:
         self.gap = gaps.places(settings.outputs.names)
         self.gaps: gaps.Numbers = []
         self.rounds: Rounds | None = None  # of the window, in a run with a tolerance
+        self.reasons: Counter = Counter()  # why examples failed
         self.ended: Counter = Counter()  # how many examples ended after which round, and how
         self.doing = "explained"
         self.first: float | None = None  # when the first program was ready
@@ -66,8 +68,10 @@ class Job:
         seconds = time.monotonic() - self.began
         return Summary(
             self.s.out, self.count, self.done, self.failed, self.resumed, seconds,
-            self.rate(), self.padding(), gaps.statistics(self.gaps) if self.gap else {},
+            self.rate(), self.padding(),
+            gaps.statistics(self.gaps) if self.gap and self.gap.gap is not None else {},
             rounds.totals(self.s.tolerance, self.s.efforts, self.ended) if self.s.tolerance else {},
+            gaps.errors(self.gaps), dict(self.reasons.most_common(REASONS)),
         )  # fmt: skip
 
     def rate(self) -> float:
@@ -135,7 +139,7 @@ class Job:
             levels.append(shards)
         ended, found = rounds_of.tally(levels, self.gap)
         self.ended += ended
-        self.gaps += found
+        self.gaps.append(gaps.together(found))
         self.doing = "explained"
 
     def settle_sizes(self, groups: dict[int, list[int]], more: bool) -> None:
@@ -187,9 +191,10 @@ class Job:
             if whole:
                 failed = sum(error is not None for error in content["errors"])
                 self.count_in(level, len(planned), failed)
+                self.reasons.update(filter(None, content["errors"]))
                 self.resumed += len(planned) if level == 0 else 0
                 if self.gap and not self.rounds:
-                    self.gaps.append(gaps.of_shard(content, self.gap))
+                    self.gaps.append(gaps.together(gaps.of_shard(content, self.gap)))
             else:
                 missing.append(number)
         return missing
@@ -313,10 +318,12 @@ class Job:
                     store.write(path, store.pack_records(self.s.outputs.tree, records, **more))
                 failed = sum(error is not None for *_, error in records)
                 self.count_in(level, len(records), failed)
+                self.reasons.update(error for *_, error in records if error is not None)
                 self.finished += len(records)
                 if self.gap and not self.rounds:
                     kept = (values for _, values, _, _ in records if values is not None)
-                    self.gaps += [gaps.of_values(values, self.gap) for values in kept]
+                    found = [gaps.of_values(values, self.gap) for values in kept]
+                    self.gaps.append(gaps.together(found))
                 records = []
 
 

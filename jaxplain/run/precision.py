@@ -205,6 +205,9 @@ def join(before: PyTree, new: PyTree, share: float) -> PyTree:
         return new
     if is_tuple(new):
         if {"scores", "gap"} <= set(new._fields):
+            errors = _leaves(getattr(new, "standard_error", None))
+            if errors and not any(np.any(leaf) for leaf in errors):
+                return new  # all there is was evaluated: nothing to average
             return type(new)(
                 *(
                     _joined(name, a, b, share)

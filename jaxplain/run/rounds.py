@@ -91,10 +91,8 @@ class Rounds:
                 for row in good:
                     last[content["index"][row]] = level, content["converged"][row]
                 if gap:
-                    columns = gaps.of_shard(content, gap)
-                    if columns.shape[1] == len(good):
-                        for place, row in enumerate(good):
-                            found[content["index"][row]] = columns[:, place : place + 1]
+                    for row, numbers in zip(good, gaps.of_shard(content, gap), strict=True):
+                        found[content["index"][row]] = numbers
         return Counter(last.values()), list(found.values())
 
 
