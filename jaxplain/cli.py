@@ -20,7 +20,7 @@ from cyclopts import App, Group, Parameter
 import jaxplain
 from jaxplain import models, report
 from jaxplain.models import trained
-from jaxplain.report import api
+from jaxplain.report import api, proof
 from jaxplain.report.compare import LIMIT
 from jaxplain.report.view import Survey
 from jaxplain.run import Summary, load, run, verify
@@ -125,7 +125,8 @@ def explain(
         tolerance: how exact every result must be, such as 0.01: the completeness gap, or the
             largest standard error, as a share of f(x) - f(baseline). Examples that are not get more
             nodes or samples, and only they, up to --steps (1024) or --samples (64 times the
-            default); those that are not then are marked. Of word_information: see --steps there.
+            default); those that are not then are marked. Of word_information: how well log sigma
+            must be known.
         background: how many sentences of the data serve as reference inputs (expected_gradients:
             32), or as the sample on which layers are measured (word_information: 512).
         seed: of the random draws, for methods that sample.
@@ -230,7 +231,7 @@ def show_run(
     report.terminal(directory, limit=5 if limit is None else limit)
     tell(info, found)
     print()
-    for line in api.proof(directory, info, found):
+    for line in proof.lines(directory, info, found):
         print(line)
     if info.get("status") != "complete":
         print(

@@ -191,6 +191,23 @@ def test_only_those_that_need_more_get_it(whole):
         assert inside == {r.index for r in records if r.effort >= efforts[level]}
 
 
+def test_what_fails_in_a_later_round_is_counted_once(params, tmp_path):
+    def failing(params, example, key, effort):
+        found = explain(params, example, key, effort)["a"]
+        bad = (effort.count == 18) & (example["x"][0] > 0)  # in the third round
+        return {"a": found._replace(scores=jnp.where(bad, jnp.nan, found.scores))}
+
+    summary = go(params, tmp_path / "r", explain=failing)
+    told = summary.precision
+    records = list(jxp.load(tmp_path / "r"))
+    assert summary.failed == sum(r.error is not None for r in records) > 0
+    assert told["converged"] + told["not_converged"] == summary.done == 60 - summary.failed
+    assert summary.gap["claimed"] == summary.done
+    assert summary.failures == {"NaN in a.scores": summary.failed}
+    again = go(params, tmp_path / "r", explain=failing)
+    assert (again.done, again.failed, again.precision) == (summary.done, summary.failed, told)
+
+
 def test_few_that_are_left_get_a_small_program():
     from jaxplain.run import rounds
 

@@ -10,7 +10,7 @@ import pytest
 
 import jaxplain as jxp
 from jaxplain import cli, precision
-from jaxplain.report import api
+from jaxplain.report import api, proof
 from jaxplain.run import store
 from tests.test_precision import explain, f, go, rows
 from tests.test_run import no_cache
@@ -177,7 +177,7 @@ def test_other_devices_agree_to_rounding(runs, params):
 
 def test_the_proof_of_a_run_takes_ten_lines(runs):
     info, found = api.look(runs / "tolerant")
-    lines = api.proof(runs / "tolerant", info, found)
+    lines = proof.lines(runs / "tolerant", info, found)
     said = info["totals"]["precision"]
     assert len(lines) <= 10 and max(map(len, lines)) < 160
     text = "\n".join(lines)
@@ -186,7 +186,7 @@ def test_the_proof_of_a_run_takes_ten_lines(runs):
     assert info["fingerprints"]["params"][:8] in text and info["versions"]["jax"] in text
     assert lines[0].endswith("60 of 60 explained, 0 failed")
     assert lines[-1].endswith(f"jaxplain verify {runs / 'tolerant'}")
-    plain = "\n".join(api.proof(runs / "plain", *api.look(runs / "plain")))
+    plain = "\n".join(proof.lines(runs / "plain", *api.look(runs / "plain")))
     assert "converged" not in plain and "completeness gap" in plain
 
 

@@ -14,7 +14,6 @@ from jaxplain.report.agreement import sentence as told
 from jaxplain.report.compare import LIMIT
 from jaxplain.report.corpus import corpus
 from jaxplain.report.curves import curves
-from jaxplain.report.proof import lines
 from jaxplain.report.told import percent, share
 from jaxplain.report.view import Survey, survey
 from jaxplain.run.records import load
@@ -102,11 +101,6 @@ def overview(found: Survey) -> str | None:
 def agreement(found: Comparison) -> str:
     """A comparison of two runs in one line."""
     return told(found)
-
-
-def proof(run_dir: Path, info: Mapping[str, Any], found: Survey) -> list[str]:
-    """What proves a run's numbers, in ten lines."""
-    return lines(run_dir, info, found)
 
 
 def sentence(found: Survey, speed: str | None = None) -> str:

@@ -312,7 +312,7 @@ class Job:
                 more: dict[str, Any] = {"run": self.s.identity}
                 if self.rounds:
                     records, near = self.rounds.settle(level, self.s.outputs.tree, records)
-                    more |= {"effort": self.rounds.spent(level), "converged": near}
+                    more |= {"effort": rounds.spent(self.s.efforts, level), "converged": near}
                 path = store.shard_path(self.s.out, window, work.shard, level)
                 with store.writing(self.s.out):
                     store.write(path, store.pack_records(self.s.outputs.tree, records, **more))

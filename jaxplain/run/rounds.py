@@ -29,10 +29,6 @@ class Rounds:
         self.shards: OrderedDict[int, list[Record]] = OrderedDict()
         self.level = 0
 
-    def spent(self, level: int) -> int:
-        """Evaluations of an example's result after round `level`; those begun anew are lost."""
-        return sum(e.count for e in self.efforts[: level + 1])
-
     def pending(self, level: int, shards: list[list[plan.Batch]]) -> dict[int, list[int]]:
         """Those of round `level` that are not precise enough, by bucket, in their order."""
         self.places, self.level = {}, level
@@ -88,6 +84,9 @@ class Rounds:
                 path = store.shard_path(self.out, self.window, number, level)
                 content = store.unpack(path)
                 good = [i for i, error in enumerate(content["errors"]) if error is None]
+                for index in {*content["index"]} - {content["index"][row] for row in good}:
+                    last.pop(index, None)  # failed in this round: what it had does not count
+                    found.pop(index, None)
                 for row in good:
                     last[content["index"][row]] = level, content["converged"][row]
                 if gap:
@@ -112,20 +111,24 @@ def cut(
     return plan.gather(batches, shard_size)
 
 
+def spent(efforts: tuple[Effort, ...], level: int) -> int:
+    """Evaluations of an example that ended with round `level`, in all rounds."""
+    return sum(effort.count for effort in efforts[: level + 1])
+
+
 def totals(tolerance: float, efforts: tuple[Effort, ...], ended: Counter) -> dict[str, Any]:
     """What run.json says of a run's precision.
 
     `evaluations` are those of all examples, of every round; `efforts` says how many examples ended
     with how many each.
     """
-    spent = [sum(e.count for e in efforts[: level + 1]) for level in range(len(efforts))]
-    counts = {str(spent[level]): 0 for level, _ in sorted(ended)}
+    counts = {str(spent(efforts, level)): 0 for level, _ in sorted(ended)}
     for (level, _), many in ended.items():
-        counts[str(spent[level])] += many
+        counts[str(spent(efforts, level))] += many
     return {
         "tolerance": tolerance,
         "converged": sum(many for (_, near), many in ended.items() if near),
         "not_converged": sum(many for (_, near), many in ended.items() if not near),
-        "evaluations": sum(spent[level] * many for (level, _), many in ended.items()),
+        "evaluations": sum(spent(efforts, level) * many for (level, _), many in ended.items()),
         "efforts": counts,
     }

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxplain.models.types import TextModel
 from jaxplain.run import tables
+from jaxplain.run.reading import reading
 from jaxplain.types import JaxplainError
 
 FORMATS = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", **tables.FORMATS}
@@ -116,14 +117,8 @@ def read_texts(
 
 def decode(path: Path) -> tuple[str, str]:
     """Give a file's text and the hash of its bytes."""
-    try:
+    with reading(path):
         raw = path.read_bytes()
-    except FileNotFoundError:
-        raise JaxplainError(f"{path} does not exist: check the path given to --data") from None
-    except IsADirectoryError:
-        raise JaxplainError(f"{path} is a directory: give --data a file in it") from None
-    except OSError as error:
-        raise JaxplainError(f"{path} cannot be read: {error.strerror or error}") from None
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxplain.run.reading import reading
 from jaxplain.types import JaxplainError
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow"}
@@ -37,15 +38,8 @@ def open_table(path: Path, format: str) -> Table:
         raise JaxplainError(
             f"{path.name} needs pyarrow to be read: pip install 'jaxplain[arrow]'"
         ) from None
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise JaxplainError(f"{path} does not exist: check the path given to --data") from None
-    except IsADirectoryError:
-        raise JaxplainError(f"{path} is a directory: give --data a file in it") from None
-    except OSError as error:
-        raise JaxplainError(f"{path} cannot be read: {error.strerror or error}") from None
+    with reading(path), path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 
     def damaged(error: Exception) -> JaxplainError:
         reason = " ".join(str(error).split()).rstrip(".")
