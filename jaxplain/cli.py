@@ -275,7 +275,9 @@ def verify_run(
         raise JaxplainError(f"--sample must be at least 0, not {sample}")
     info = load(directory).info
     origin = info.get("origin")
-    if not sample or not isinstance(origin, dict) or set(origin) != set(Asked._fields):
+    if not isinstance(origin, dict) or set(origin) != set(Asked._fields):
+        origin = None
+    if not sample or origin is None:
         found = verify(directory)
     else:
         asked = Asked(**origin)
@@ -298,6 +300,8 @@ def verify_run(
     if found.compared:
         what = "bit for bit" if found.exact else f"within {found.largest:.1e} of the largest number"
         print(f"sample  {found.compared:,} examples computed anew, seed {found.seed}: {what}")
+    elif sample and origin is not None:
+        print("sample  none: there is no result that could be compared")
     elif sample:
         print(
             "sample  none: the run was made from Python, where jaxplain.verify(RUN, explain, "

@@ -213,3 +213,6 @@ def test_on_the_command_line(tmp_path, capsys):
     assert "the examples differ" in capsys.readouterr().err
     assert cli.call(["verify", str(out), "--sample", "0"]) == 0
     assert cli.call(["verify", str(out), "--sample", "-1"]) == 2
+    flip(store.shard_path(out, 0, 0))
+    assert cli.call(["verify", str(out)]) == 1
+    assert "there is no result that could be compared" in capsys.readouterr().out
