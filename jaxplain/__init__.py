@@ -69,6 +69,7 @@ from jaxplain.methods.tokens import token_scores as token_scores
 from jaxplain.registry import METHODS as METHODS
 from jaxplain.registry import configure as configure
 from jaxplain.run import ImageFolder as ImageFolder
+from jaxplain.run import Processes as Processes
 from jaxplain.run import Record as Record
 from jaxplain.run import Records as Records
 from jaxplain.run import Summary as Summary

@@ -28,7 +28,7 @@ from jaxplain.run import job as jobs
 from jaxplain.run.command import Asked, bind
 from jaxplain.run.job import METHODS, defaults, flag
 from jaxplain.run.own import is_reference, short
-from jaxplain.run.places import choose_devices, free_directory
+from jaxplain.run.places import choose_devices, choose_process, free_directory
 from jaxplain.types import JaxplainError
 
 INPUT, METHOD = Group("Model and data", sort_key=1), Group("Explanation", sort_key=2)
@@ -64,6 +64,9 @@ def explain(
     overwrite: Annotated[bool, Parameter(group=RUN, show_default=False)] = False,
     batch_size: Annotated[str, Parameter(group=RUN)] = "auto",
     devices: Annotated[int | None, Parameter(group=RUN)] = None,
+    processes: Annotated[int | None, Parameter(group=RUN)] = None,
+    process_id: Annotated[int | None, Parameter(group=RUN)] = None,
+    coordinator: Annotated[str | None, Parameter(group=RUN)] = None,
     show: Annotated[int, Parameter(group=SHOW)] = 5,
     quiet: Annotated[bool, Parameter(group=SHOW, show_default=False)] = False,
     **options: Annotated[str, Parameter(group=METHOD)],
@@ -107,6 +110,7 @@ def explain(
     - `jaxplain explain --data r.jsonl --text-column body --target positive --baseline token:the`
     - `jaxplain explain --model path/to/huggingface/bert --data reviews.tsv --method saliency`
     - `jaxplain explain --model mine.models:cnn --data photos/ --method kernel_shap --patch 16`
+    - `jaxplain explain --data reviews.tsv --out runs/reviews --processes 2 --process-id 0`
 
     Args:
         model: transformer, lstm, cnn, a Hugging Face directory of a BERT classifier, or
@@ -134,6 +138,11 @@ def explain(
         overwrite: replace another run that is in the directory.
         batch_size: sentences computed at once, over all devices; auto: as many as memory allows.
         devices: how many devices to use. Default: all.
+        processes: how many processes, on one machine or many, are given this command to work on
+            one run. They need to see the same --out, and nothing else of each other.
+        process_id: which of them this is, from 0. Only process 0 prints results.
+        coordinator: HOST:PORT of process 0, for JAX to connect them, or auto, to learn all three
+            from the cluster (SLURM, MPI, Kubernetes, Cloud TPU).
         show: how many sentences to print.
         quiet: print nothing but the summary and the page's path.
         options: the method's own options, such as --steps 64 or --baseline zeros (the reference
@@ -145,7 +154,10 @@ def explain(
     own = [name for name in inspect.signature(explain).parameters if name != "options"]
     jobs.check_options(method, options, own)
     size = read_batch_size(batch_size)
+    part = choose_process(coordinator, processes, process_id)
     mesh = choose_devices(devices)
+    if part and part.num_processes > 1 and out is None:
+        raise JaxplainError("several processes share a directory: give all of them the same --out")
     if show < 0:
         raise JaxplainError(f"--show must be at least 0, not {show}")
     asked = Asked(
@@ -174,6 +186,7 @@ def explain(
             tolerance=tolerance if job.efforts else None,
             efforts=job.efforts,
             origin=asked.origin(),
+            processes=part,
             overwrite=overwrite,
             progress=not quiet,
         )
@@ -183,6 +196,8 @@ def explain(
             file=sys.stderr,
         )
         return 130
+    if part and part.process_id:
+        return 0  # process 0 tells
     return finish(summary, show=0 if quiet else show)
 
 

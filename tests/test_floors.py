@@ -32,7 +32,7 @@ FLOORS = {
 ENGINE = 4  # from this floor up: files, logs, progress, jit
 COMPAT = "jaxplain/interpret/compat.py"
 
-JAX_INTERNALS = ("jax.core", "jax.extend", "jax.interpreters")
+JAX_INTERNALS = ("jax.core", "jax.extend.core", "jax.extend.linear_util", "jax.interpreters")
 JAXPR_FIELDS = {"eqns", "invars", "outvars", "constvars"}
 NEVER = ("jax._src", "torch", "tensorflow")
 LIGHT = {"jax", "numpy", "optax", "jaxplain"}  # all that floors 0 to 2 need besides Python

@@ -15,7 +15,7 @@ import pytest
 
 import jaxplain as jxp
 from jaxplain.run import plan, store
-from jaxplain.run.pipeline import Job, computing
+from jaxplain.run.pipeline import Pipeline, computing
 from tests.test_run import Faulty, explain, files, no_cache, params, same, sentences
 from tests.test_run import go as go_
 
@@ -262,7 +262,7 @@ def test_an_interrupt_ends_every_thread(params, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     before = threading.active_count()
-    monkeypatch.setattr(Job, "launch", interrupted)
+    monkeypatch.setattr(Pipeline, "launch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         go(explain, params, sentences(), tmp_path / "r")
     assert threading.active_count() == before
@@ -289,13 +289,13 @@ def test_a_device_that_fails_says_how_to_go_on(params, tmp_path, monkeypatch):
     def failing(result):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore lines")
 
-    original = Job.launch
+    original = Pipeline.launch
 
     def launch(self, work, level):
         with computing():
             failing(original(self, work, level))
 
-    monkeypatch.setattr(Job, "launch", launch)
+    monkeypatch.setattr(Pipeline, "launch", launch)
     with pytest.raises(jxp.JaxplainError, match=r"the device failed.*more lines.*to resume") as e:
         go(explain, params, sentences(), tmp_path / "r")
     assert "\n" not in str(e.value)

@@ -3,6 +3,7 @@
 from jaxplain.run.engine import run as run
 from jaxplain.run.images import ImageFolder as ImageFolder
 from jaxplain.run.parts import Summary as Summary
+from jaxplain.run.processes import Processes as Processes
 from jaxplain.run.records import Records as Records
 from jaxplain.run.records import load as load
 from jaxplain.run.store import Record as Record

@@ -46,12 +46,15 @@ def default_mesh() -> Mesh:
 
 def check_mesh(mesh: Mesh | None) -> Mesh:
     """The mesh to run on, its axes in Auto mode: Explicit axes break ordinary model code."""
-    if jax.process_count() > 1:
-        raise JaxplainError("a run on several processes is not supported yet: start one process")
     if mesh is None:
         return default_mesh()
     if "data" not in mesh.axis_names:
         raise JaxplainError(f"the mesh has axes {mesh.axis_names}: it needs one named 'data'")
+    if set(mesh.devices.flat) - set(jax.local_devices()):
+        raise JaxplainError(
+            "the mesh holds devices of other processes: make it of jax.local_devices(); each "
+            "process of a run computes shards of its own"
+        )
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 

@@ -1,5 +1,6 @@
 """`run`: one call explains a dataset on every device of a mesh, and may be killed at any time."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ from jaxplain.run import fingerprint, precision, store
 from jaxplain.run.begin import begin, check_arguments, now
 from jaxplain.run.compile import check_mesh
 from jaxplain.run.parts import Summary
-from jaxplain.run.pipeline import Job
+from jaxplain.run.processes import Processes, Team
+from jaxplain.run.processes import check as check_processes
 from jaxplain.run.progress import shown
+from jaxplain.run.schedule import Job
 from jaxplain.types import PyTree
 
 
@@ -36,6 +39,7 @@ def run(
     efforts: Sequence[precision.Effort] | None = None,
     origin: Mapping[str, Any] | None = None,
     memory_limit: int | None = None,
+    processes: Processes | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Summary:
@@ -56,7 +60,8 @@ def run(
         out: the run directory; made if need be.
         key: a JAX random key. Each example's key is folded from it and a hash of the example's
             arrays, so it depends neither on batch nor on place.
-        mesh: needs an axis `data`, over which batches are split. Default: all local devices.
+        mesh: of local devices, with an axis `data`, over which batches are split. Default: all
+            local devices.
         batch_size: rows `B` of a program over all devices; "auto" starts from a size that suits the
             length and shrinks until the compiled program's own memory analysis fits.
         shard_size: examples in a file, about, and the most that a kill can cost; "auto" is a 64th
@@ -84,6 +89,11 @@ def run(
         origin: anything that JSON holds and that says how to make the run again, such as paths;
             kept in run.json, and not compared.
         memory_limit: bytes a device that a program may take; default 80% of what is free.
+        processes: which of how many processes this is, `jaxplain.Processes(0, 2)`; default what
+            JAX says. All are given the same call, on any machines that see the directory; each
+            computes shards of its own on its own devices, and reads their examples alone, but for
+            process 0, which plans, and so reads ragged examples for their length. A run may be
+            resumed by another number of them. When one dies, the others end within `patience`.
         overwrite: remove the run that is in `out`, if it is another one; the same one is resumed.
         progress: show a bar, or plain lines where there is no terminal, on stderr.
 
@@ -92,7 +102,8 @@ def run(
 
     Raises:
         JaxplainError: a directory that is another run's, not ours, in use or not writable; an
-            empty source; explain's outputs of a shape that cannot be trimmed. Examples that cannot
+            empty source; explain's outputs of a shape that cannot be trimmed; another process that
+            was given another call, or died. Examples that cannot
             be read, that do not fit, or that come out as NaN or infinity do not raise: they are
             recorded as failed with their reason. Errors of `explain` itself pass through.
 
@@ -115,21 +126,31 @@ def run(
     check_arguments(examples, batch_size, shard_size, lengths, max_length)
     precision.check(explain, tolerance, efforts)
     check_mesh(mesh)
-    old = store.read_info(out)  # before anything is made: a directory not ours stays untouched
-    with store.lock(out):
-        old = store.read_info(out)
+    team = Team(out, check_processes(processes))
+    store.read_info(out)  # before anything is made: a directory not ours stays untouched
+    with (
+        team.at_work(),
+        store.lock(out) if team.leads else contextlib.nullcontext(),
+        shown(progress and team.leads) as show,
+    ):
         settings, info = begin(
             explain, params, examples, out, key=key, mesh=mesh, batch_size=batch_size,
             shard_size=shard_size, lengths=lengths, max_length=max_length, ragged=ragged,
             configuration=configuration, keep=keep, tolerance=tolerance, efforts=efforts,
             memory_limit=memory_limit,
         )  # fmt: skip
+        job = Job(settings, examples, show, began, team)
+        old = store.read_info(out)
+        if old is not None and not overwrite:
+            fingerprint.check_same(out, old, info)
+        team.join(info, fingerprint.differences, job.report)
+        if not team.leads:
+            return job.all()
         if old is not None and overwrite and fingerprint.differences(old, info):
             # Only now, when nothing in the new run can be refused any more.
             store.clear(out)
             old = None
         if old is not None:
-            fingerprint.check_same(out, old, info)
             info["created"] = old["created"]
         info |= {"origin": fingerprint.jsonable(origin)} if origin else {}
         with store.writing(out):
@@ -139,8 +160,7 @@ def run(
             store.sweep(out)
             if keep and not kept_whole(out):
                 store.write_kept(out, dict(keep))
-        with shown(progress) as show:
-            summary = Job(settings, examples, show, began).all()
+        summary = job.all()
         info["status"] = "complete"
         earlier = (old or {}).get("totals", {}).get("seconds", 0.0)
         info["totals"] = {

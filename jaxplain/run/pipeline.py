@@ -4,143 +4,69 @@ import contextlib
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxplain.run import batches, gaps, plan, precision, rounds, store
+from jaxplain.run import batches, plan, precision, rounds, store
 from jaxplain.run import compile as compiler
-from jaxplain.run.parts import Settings, Summary, Work
-from jaxplain.run.progress import State
+from jaxplain.run.parts import Settings, Work
+from jaxplain.run.processes import Team
 from jaxplain.run.rounds import Rounds
 from jaxplain.types import JaxplainError
 
-REASONS = 20  # of failures, that are told
 AHEAD = 2  # batches that are read, and results that wait for the disk, at most
 
 
-class Job:
-    """The moving parts of one call of `run`: reader, device and writer work at once."""
+class Task(NamedTuple):
+    """Shards of a window to compute in a round.
 
-    def __init__(self, settings: Settings, source: Any, show: Callable, began: float):
-        self.s, self.source, self.show, self.began = settings, source, show, began
+    Attributes:
+        window: number of the window.
+        level: number of the round.
+        shards: all of them, as planned.
+        missing: numbers of those that are not on disk.
+        rounds: in a run with a tolerance, what the window has so far.
+        written: told the number and the records of each shard that is on disk now.
+    """
+
+    window: int
+    level: int
+    shards: list[list[plan.Batch]]
+    missing: list[int]
+    rounds: Rounds | None
+    written: Callable[[int, list], None]
+
+
+class Pipeline:
+    """Reader, devices and writer, which work at once; with the programs that were compiled."""
+
+    def __init__(self, settings: Settings, source: Any, report: Callable, team: Team):
+        self.s, self.report, self.team = settings, report, team
         self.reader = plan.Reader(source, settings.like)
         # By bucket, rows, and the round where that is compiled in.
         self.programs: dict[tuple[int, int, int], Future] = {}
         self.sizes: dict[int, int] = {}
-        self.count = len(source)
-        self.done = self.failed = self.resumed = 0
+        # Two compilers: tracing holds Python's lock, XLA's own work does not.
+        self.pool = ThreadPoolExecutor(2)
         self.real = self.computed = self.finished = 0
-        self.gap = gaps.places(settings.outputs.names)
-        self.gaps: gaps.Numbers = []
-        self.rounds: Rounds | None = None  # of the window, in a run with a tolerance
-        self.reasons: Counter = Counter()  # why examples failed
-        self.ended: Counter = Counter()  # how many examples ended after which round, and how
-        self.doing = "explained"
         self.first: float | None = None  # when the first program was ready
         self.stop = threading.Event()
         self.trouble: list[BaseException] = []
 
-    def all(self) -> Summary:
-        windows = range(-(-self.count // plan.WINDOW))
-        # Two compilers: tracing holds Python's lock, XLA's own work does not.
-        self.pool = ThreadPoolExecutor(2)
-        try:
-            for window in windows:
-                self.report("planning")
-                if self.s.efforts and self.s.tolerance:
-                    self.rounds = Rounds(self.s.out, window, self.s.efforts, self.s.tolerance)
-                shards = self.plan_window(window)
-                missing = self.verify(window, shards)
-                if missing:
-                    self.compute(window, shards, missing)
-                if self.rounds:
-                    self.refine(window, shards, self.rounds)
-                self.reader.forget()
-        finally:
-            self.pool.shutdown(cancel_futures=True)
-        self.report(self.doing)
-        seconds = time.monotonic() - self.began
-        return Summary(
-            self.s.out, self.count, self.done, self.failed, self.resumed, seconds,
-            self.rate(), self.padding(),
-            gaps.statistics(self.gaps) if self.gap and self.gap.gap is not None else {},
-            rounds.totals(self.s.tolerance, self.s.efforts, self.ended) if self.s.tolerance else {},
-            gaps.errors(self.gaps), dict(self.reasons.most_common(REASONS)),
-        )  # fmt: skip
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
 
     def rate(self) -> float:
-        return self.finished / max(time.monotonic() - self.first, 1e-9) if self.first else 0.0
+        """Examples per second, of all processes."""
+        finished = self.finished + sum(self.team.others.values())
+        return finished / max(time.monotonic() - self.first, 1e-9) if self.first else 0.0
 
     def padding(self) -> float:
         return 1 - self.real / self.computed if self.computed else 0.0
-
-    def report(self, doing: str) -> None:
-        self.show(
-            State(
-                self.done + self.failed, self.count, self.failed, self.rate(), self.padding(), doing
-            )
-        )
-
-    # ---- planning
-
-    def plan_window(self, window: int) -> list[list[plan.Batch]]:
-        """The shards of a window, as first planned: read back if they were, else cut and kept."""
-        path = store.plan_path(self.s.out, window)
-        content: Any = None
-        with contextlib.suppress(FileNotFoundError, store.Damaged):
-            content = store.unpack(path)
-        if content is None:
-            start = window * plan.WINDOW
-            indices = range(start, min(start + plan.WINDOW, self.count))
-            groups, errors = plan.sort_window(
-                self.reader, indices, self.s.lengths, self.s.max_length
-            )
-            self.settle_sizes(groups, more=indices.stop < self.count)
-            shards = plan.cut(groups, errors, self.sizes, self.s.shard_size)
-            content = self.keep_plan(path, shards)
-        self.sizes |= {bucket: size for bucket, size in content["sizes"]}
-        return planned(content)
-
-    def keep_plan(self, path: Path, shards: list[list[plan.Batch]]) -> dict[str, Any]:
-        content = {
-            "shards": [[list(b) for b in shard] for shard in shards],
-            "sizes": [list(item) for item in self.sizes.items()],
-        }
-        with store.writing(self.s.out):
-            store.write(path, store.pack(content))
-        return content
-
-    def refine(self, window: int, shards: list[list[plan.Batch]], rounds_of: Rounds) -> None:
-        """Give those that are not precise enough another round, until all are or rounds end."""
-        levels = [shards]
-        for level in range(1, len(self.s.efforts)):
-            groups = rounds_of.pending(level - 1, shards)
-            if not groups:
-                break
-            path = store.plan_path(self.s.out, window, level)
-            shards = []
-            with contextlib.suppress(FileNotFoundError, store.Damaged):
-                shards = planned(store.unpack(path))
-            wanted = sorted(i for group in groups.values() for i in group)
-            if sorted(i for shard in shards for b in shard for i in b.indices) != wanted:
-                devices = self.s.mesh.shape["data"]
-                shards = rounds.cut(groups, self.sizes, devices, self.s.shard_size)
-                self.keep_plan(path, shards)
-            self.doing = f"explained, {len(wanted):,} of them again"
-            missing = self.verify(window, shards, level)
-            if missing:
-                self.compute(window, shards, missing, level)
-            levels.append(shards)
-        ended, found = rounds_of.tally(levels, self.gap)
-        self.ended += ended
-        self.gaps.append(gaps.together(found))
-        self.doing = "explained"
 
     def settle_sizes(self, groups: dict[int, list[int]], more: bool) -> None:
         """Choose the batch of every bucket that has none yet; compile to know that it fits."""
@@ -178,57 +104,29 @@ class Job:
             )  # fmt: skip
         return self.programs[key]
 
-    def verify(self, window: int, shards: list[list[plan.Batch]], level: int = 0) -> list[int]:
-        """Count what is on disk and whole; give the numbers of the shards that are not."""
-        missing = []
-        for number, shard in enumerate(shards):
-            planned = [i for batch in shard for i in batch.indices]
-            try:
-                content = store.unpack(store.shard_path(self.s.out, window, number, level))
-                whole = content["index"] == planned and content["run"] == self.s.identity
-            except (FileNotFoundError, store.Damaged):
-                whole = False
-            if whole:
-                failed = sum(error is not None for error in content["errors"])
-                self.count_in(level, len(planned), failed)
-                self.reasons.update(filter(None, content["errors"]))
-                self.resumed += len(planned) if level == 0 else 0
-                if self.gap and not self.rounds:
-                    self.gaps.append(gaps.together(gaps.of_shard(content, self.gap)))
-            else:
-                missing.append(number)
-        return missing
-
-    def count_in(self, level: int, many: int, failed: int) -> None:
-        """Count examples as done or failed; in later rounds, those that failed after all."""
-        self.failed += failed
-        self.done += many - failed if level == 0 else -failed
-
     # ---- computing
 
-    def compute(
-        self, window: int, shards: list[list[plan.Batch]], missing: list[int], level: int = 0
-    ) -> None:
-        for number in missing:
-            for batch in shards[number]:
-                if batch.bucket != plan.FAILED:
-                    self.program(batch.bucket, batch.size, level=level)
+    def compute(self, task: Task) -> None:
+        """Compute those of the missing shards that no other process has taken."""
+        if self.team.alone:  # all will be needed
+            for number in task.missing:
+                for batch in task.shards[number]:
+                    if batch.bucket != plan.FAILED:
+                        self.program(batch.bucket, batch.size, level=task.level)
         ready: queue.Queue = queue.Queue(AHEAD)
         results: queue.Queue = queue.Queue(AHEAD)
-        reader = threading.Thread(target=self.guard, args=(self.read, ready, shards, missing))
-        writer = threading.Thread(
-            target=self.guard, args=(self.write, results, window, shards, level)
-        )
+        reader = threading.Thread(target=self.guard, args=(self.read, ready, task))
+        writer = threading.Thread(target=self.guard, args=(self.write, results, task))
         reader.start()
         writer.start()
         try:
             for work in self.items(ready):
-                if not self.put(results, (work, *self.launch(work, level))):
+                if not self.put(results, (work, *self.launch(work, task.level))):
                     break
             self.put(results, None)
             while writer.is_alive():
                 writer.join(0.05)
-                self.report(self.doing)
+                self.report()
         except BaseException:
             self.stop.set()
             raise
@@ -259,6 +157,7 @@ class Job:
 
     def items(self, line: queue.Queue) -> Iterator[Any]:
         while not self.stop.is_set():
+            self.team.check()
             try:
                 item = line.get(timeout=0.1)
             except queue.Empty:
@@ -267,10 +166,12 @@ class Job:
                 return
             yield item
 
-    def read(self, ready: queue.Queue, shards: list[list[plan.Batch]], missing: list[int]) -> None:
+    def read(self, ready: queue.Queue, task: Task) -> None:
         """Reader thread: rows to padded batches."""
-        for number in missing:
-            for batch in shards[number]:
+        for number in task.missing:
+            if not self.team.take(task.window, task.level, number):
+                continue
+            for batch in task.shards[number]:
                 if not self.put(ready, batches.assemble(self.reader, self.s, number, batch)):
                     return
         self.put(ready, None)
@@ -295,35 +196,28 @@ class Job:
         self.real += sum(
             n or length for row, n in enumerate(work.lengths) if row not in work.errors
         )
-        self.report(self.doing)
+        self.report()
         return result, good
 
     # ---- writing
 
-    def write(
-        self, results: queue.Queue, window: int, shards: list[list[plan.Batch]], level: int
-    ) -> None:
+    def write(self, results: queue.Queue, task: Task) -> None:
         """Writer thread: results to records, records to shards."""
         records: list = []
         for work, result, good in self.items(results):
             with computing():
                 records += batches.records(work, result, good, self.s.outputs)
-            if work.batch is shards[work.shard][-1]:
+            if work.batch is task.shards[work.shard][-1]:
                 more: dict[str, Any] = {"run": self.s.identity}
-                if self.rounds:
-                    records, near = self.rounds.settle(level, self.s.outputs.tree, records)
-                    more |= {"effort": rounds.spent(self.s.efforts, level), "converged": near}
-                path = store.shard_path(self.s.out, window, work.shard, level)
+                if task.rounds:
+                    records, near = task.rounds.settle(task.level, self.s.outputs.tree, records)
+                    more |= {"effort": rounds.spent(self.s.efforts, task.level), "converged": near}
+                path = store.shard_path(self.s.out, task.window, work.shard, task.level)
                 with store.writing(self.s.out):
                     store.write(path, store.pack_records(self.s.outputs.tree, records, **more))
-                failed = sum(error is not None for *_, error in records)
-                self.count_in(level, len(records), failed)
-                self.reasons.update(error for *_, error in records if error is not None)
                 self.finished += len(records)
-                if self.gap and not self.rounds:
-                    kept = (values for _, values, _, _ in records if values is not None)
-                    found = [gaps.of_values(values, self.gap) for values in kept]
-                    self.gaps.append(gaps.together(found))
+                self.team.finished += len(records)
+                task.written(work.shard, records)
                 records = []
 
 

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from jaxplain.run import processes
 from jaxplain.run.fingerprint import versions
+from jaxplain.run.processes import Processes
 from jaxplain.types import JaxplainError
 
 
@@ -29,6 +31,24 @@ def choose_devices(count: int | None) -> Mesh | None:
             f"({there[0].device_kind}){hint}"
         )
     return Mesh(np.asarray(there[:count]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def choose_process(
+    coordinator: str | None, count: int | None, number: int | None
+) -> Processes | None:
+    """Which of how many processes this is, before any device is touched; None: the only one.
+
+    With a coordinator JAX connects them, or finds out where they are ("auto"); without one they
+    meet in the run's directory.
+    """
+    if coordinator is not None:
+        auto = coordinator == "auto"
+        if not auto and (count is None or number is None):
+            raise JaxplainError("--coordinator HOST:PORT needs --processes and --process-id")
+        return processes.meet(None if auto else coordinator, count, number)
+    if (count is None) != (number is None):
+        raise JaxplainError("give both --processes and --process-id, or neither")
+    return None if count is None or number is None else processes.check(Processes(number, count))
 
 
 def free_directory(

@@ -6,6 +6,7 @@
     plans/00000.01.msgpack, shards/00000-0000.01.msgpack   the same, of those that took another
                           round to be as precise as asked: their records stand for the earlier ones
     kept.msgpack          arrays that belong to the run as a whole, where it has some
+    processes/            of a run of several processes, while it goes on
 
 Every msgpack file starts with a mark and a checksum of the rest, is written under a temporary name,
 synced and renamed; so a file under its final name is whole, and a damaged one is noticed. Nothing
@@ -224,8 +225,8 @@ def read_info(out: Path) -> dict[str, Any] | None:
     try:
         info = json.loads(record.read_text())
     except FileNotFoundError:
-        # A run that was killed before its first write leaves no more than the lock.
-        if out.is_dir() and any(p.name not in ("run.lock",) for p in visible(out)):
+        # A run that was killed before its first write leaves no more than these.
+        if out.is_dir() and any(p.name not in ("run.lock", "processes") for p in visible(out)):
             raise JaxplainError(
                 f"{out} holds files and no run.json: it is not a run of jaxplain; give another "
                 "directory"
