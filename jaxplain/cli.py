@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib import resources
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ import jax
 from cyclopts import App, Group, Parameter
 
 import jaxplain
-from jaxplain import models, report
+from jaxplain import bench, models, report
 from jaxplain.models import trained
 from jaxplain.report import api, proof
 from jaxplain.report.compare import LIMIT
@@ -326,6 +327,48 @@ def verify_run(
         print(f"error: {problem}", file=sys.stderr)
     print("verified" if found.agrees else f"not verified: {len(found.problems)} problems")
     return 0 if found.agrees else 1
+
+
+@app.command(name="bench")
+def run_bench(
+    *,
+    model: str = "transformer",
+    batch: int = 32,
+    length: int = 24,
+    steps: int = bench.STEPS,
+    repeats: int = 5,
+    json: bool = False,
+) -> int:
+    """Time the methods on this machine: examples a second, and what each costs in gradients.
+
+    The unit is one value_and_grad of the model on the same batch, timed in turns with the method;
+    compilation is apart. Run it on an idle machine: ratios change less than seconds, and both
+    change under load.
+
+    Args:
+        model: transformer, lstm, cnn, or a Hugging Face directory of a BERT classifier.
+        batch: sentences at once, of random words.
+        length: tokens of each.
+        steps: of integrated gradients and word information, and orders of Shapley sampling.
+        repeats: turns, of which the median counts.
+        json: print one JSON row a method instead of the table.
+    """
+    if steps < 2 or steps % 2:
+        raise JaxplainError(f"--steps must be an even number of at least 2, not {steps}")
+    task = bench.text_task(models.load(model), batch, length)
+    found = bench.costs(task, bench.methods(steps), repeats=repeats)
+    about = {"model": short(model), "batch": batch, "length": length}
+    about |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    if not json:
+        print(", ".join(f"{name} {value}" for name, value in about.items()))
+        print(f"{'method':<34}{'examples/s':>12}{'gradients':>11}{'compile s':>11}{'MiB':>8}")
+    for cost in found:
+        if json:
+            print(dumps(about | cost._asdict()), flush=True)
+            continue
+        row = f"{cost.method:<34}{cost.examples_per_second:>12,.0f}{cost.gradients:>11.2f}"
+        print(f"{row}{cost.compile_seconds:>11.1f}{cost.mebibytes:>8.0f}", flush=True)
+    return 0
 
 
 @app.command(name="methods")

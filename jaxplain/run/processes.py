@@ -312,8 +312,8 @@ class Team:
 
     def check(self) -> None:
         """Raise if somebody was lost."""
-        if self.lost:
-            raise self.lost
+        if self.lost:  # the run broke off; its input was not at fault
+            raise self.lost from ConnectionError("another process was lost")
 
     # ---- work
 
