@@ -126,7 +126,8 @@ def run(
         )  # fmt: skip
         if old is not None and overwrite and fingerprint.differences(old, info):
             # Only now, when nothing in the new run can be refused any more.
-            store.clear(out)
+            with store.writing(out):
+                store.clear(out)
             old = None
         if old is not None:
             fingerprint.check_same(out, old, info)

@@ -258,10 +258,11 @@ def sweep(out: Path) -> None:
 
 def clear(out: Path) -> None:
     """Remove a run's files; `read_info` has made sure that it is one."""
-    (out / "run.json").unlink(missing_ok=True)
+    for folder in ("shards", "plans"):
+        if (out / folder).exists():
+            shutil.rmtree(out / folder)
     (out / KEPT).unlink(missing_ok=True)
-    for folder in ("plans", "shards"):
-        shutil.rmtree(out / folder, ignore_errors=True)
+    (out / "run.json").unlink(missing_ok=True)  # last: until then the directory is ours
 
 
 @contextlib.contextmanager
