@@ -1,5 +1,6 @@
 """`run`: one call explains a dataset on every device of a mesh, and may be killed at any time."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxplain.run import fingerprint, precision, store
+from jaxplain.run import fingerprint, precision, restore, store
 from jaxplain.run.begin import begin, check_arguments, now
 from jaxplain.run.compile import check_mesh
 from jaxplain.run.parts import Summary
@@ -42,8 +43,9 @@ def run(
     """Explain every example of a source, and keep what comes out in a directory.
 
     The same call again resumes a run that ended early, however it ended: finished shards are read
-    back and checked, damaged ones are computed anew. On the same devices the directory ends up bit
-    for bit as if the run had never stopped. `B` rows of a batch, `T` an example's length.
+    back and checked, damaged ones are computed anew, and a damaged run.json is restored. On the
+    same devices the directory ends up bit for bit as if the run had never stopped. `B` rows of a
+    batch, `T` an example's length.
 
     Args:
         explain: `(params, example, key) -> pytree`, a pure function of one example: any of
@@ -115,15 +117,16 @@ def run(
     check_arguments(examples, batch_size, shard_size, lengths, max_length)
     precision.check(explain, tolerance, efforts)
     check_mesh(mesh)
-    old = store.read_info(out)  # before anything is made: a directory not ours stays untouched
+    with contextlib.suppress(store.NoRecord):
+        store.read_info(out)  # before anything is made: a directory not ours stays untouched
     with store.lock(out):
-        old = store.read_info(out)
         settings, info = begin(
             explain, params, examples, out, key=key, mesh=mesh, batch_size=batch_size,
             shard_size=shard_size, lengths=lengths, max_length=max_length, ragged=ragged,
             configuration=configuration, keep=keep, tolerance=tolerance, efforts=efforts,
             memory_limit=memory_limit,
         )  # fmt: skip
+        old = restore.recorded(out, info, settings.identity, overwrite)
         if old is not None and overwrite and fingerprint.differences(old, info):
             # Only now, when nothing in the new run can be refused any more.
             with store.writing(out):
@@ -131,7 +134,7 @@ def run(
             old = None
         if old is not None:
             fingerprint.check_same(out, old, info)
-            info["created"] = old["created"]
+            info["created"] = old.get("created", info["created"])
         info |= {"origin": fingerprint.jsonable(origin)} if origin else {}
         with store.writing(out):
             store.write_info(out, info)  # first: a directory with a record in it is ours
@@ -155,8 +158,11 @@ def run(
         info["totals"] |= {name: value for name, value in told.items() if value}
         if old is None or old.get("status") != "complete" or summary.resumed < summary.examples:
             info["finished"] = now()
-        else:  # nothing was left to do: the record of what was done stands
-            info |= {name: old[name] for name in ("totals", "finished", "devices") if name in old}
+        else:  # nothing was left to do: the record of when it was done stands
+            pace = ("seconds", "examples_per_second", "padding")
+            before = old.get("totals", {})
+            info["totals"] |= {name: before[name] for name in pace if name in before}
+            info |= {name: old[name] for name in ("finished", "devices") if name in old}
         with store.writing(out):
             store.write_info(out, info)
         return summary

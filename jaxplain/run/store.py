@@ -64,6 +64,10 @@ class Damaged(JaxplainError):
     """A file of the store that is truncated or altered."""
 
 
+class NoRecord(JaxplainError):
+    """The directory holds a run's files, and run.json is absent or damaged: see `restore`."""
+
+
 def write(path: Path, payload: bytes) -> None:
     """Write a file so that it is there whole or not at all, whatever happens."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -218,12 +222,16 @@ def read_info(out: Path) -> dict[str, Any] | None:
     """The content of run.json; None where the directory is absent or empty.
 
     Raises:
+        NoRecord: if shards or plans of a run are there, and no readable run.json.
         JaxplainError: if there is something that is not a run of ours.
     """
     record = out / "run.json"
+    lost = f"{record} is {{}}: run the same command again to restore it, or overwrite the run"
     try:
         info = json.loads(record.read_text())
     except FileNotFoundError:
+        if ours(out):
+            raise NoRecord(lost.format("missing")) from None
         # A run that was killed before its first write leaves no more than the lock.
         if out.is_dir() and any(p.name not in ("run.lock",) for p in visible(out)):
             raise JaxplainError(
@@ -234,12 +242,24 @@ def read_info(out: Path) -> dict[str, Any] | None:
     except NotADirectoryError:
         raise JaxplainError(f"{out} cannot be a directory: part of its path is a file") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
+        if ours(out):
+            raise NoRecord(lost.format("damaged")) from None
         raise JaxplainError(
             f"{record} is not readable as JSON: it was altered; give another directory"
         ) from None
     if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise JaxplainError(f"{record} is not the record of a jaxplain run of format {FORMAT!r}")
+        kind = NoRecord if ours(out) else JaxplainError
+        raise kind(f"{record} is not the record of a jaxplain run of format {FORMAT!r}")
     return info
+
+
+def ours(out: Path) -> bool:
+    """Whether a directory without a readable run.json has the files of a run, and no others among
+    them."""
+    folders = [out / name for name in ("plans", "shards") if (out / name).is_dir()]
+    if not folders:
+        return out.is_dir() and {p.name for p in visible(out)} == {"run.json", "run.lock"}
+    return all(path.suffix == ".msgpack" for folder in folders for path in visible(folder))
 
 
 def visible(out: Path) -> Iterator[Path]:
