@@ -231,12 +231,15 @@ class Job:
                 self.report(self.doing)
         except BaseException:
             self.stop.set()
+            reader.start()
+            writer.start()
             raise
         finally:
             if self.trouble:
                 self.stop.set()
-            reader.join()
-            writer.join()
+            for thread in (reader, writer):
+                if thread.ident is not None:  # else an interrupt came before it started
+                    thread.join()
         if self.trouble:
             raise self.trouble[0]
 
