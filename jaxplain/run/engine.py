@@ -38,6 +38,7 @@ def run(
     origin: Mapping[str, Any] | None = None,
     memory_limit: int | None = None,
     overwrite: bool = False,
+    retry: bool = False,
     progress: bool = True,
 ) -> Summary:
     """Explain every example of a source, and keep what comes out in a directory.
@@ -124,7 +125,7 @@ def run(
             explain, params, examples, out, key=key, mesh=mesh, batch_size=batch_size,
             shard_size=shard_size, lengths=lengths, max_length=max_length, ragged=ragged,
             configuration=configuration, keep=keep, tolerance=tolerance, efforts=efforts,
-            memory_limit=memory_limit,
+            memory_limit=memory_limit, retry=retry,
         )  # fmt: skip
         old = restore.recorded(out, info, settings.identity, overwrite)
         if old is not None and overwrite and fingerprint.differences(old, info):
@@ -139,6 +140,8 @@ def run(
         with store.writing(out):
             store.write_info(out, info)  # first: a directory with a record in it is ours
             for folder in ("plans", "shards"):
+            fingerprint.keep_data(old, info)
+            settings = settings._replace(identity=fingerprint.identity(info))
                 (out / folder).mkdir(exist_ok=True)
             store.sweep(out)
             if keep and not kept_whole(out):

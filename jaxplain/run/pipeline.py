@@ -33,7 +33,7 @@ class Job:
         # By bucket, rows, and the round where that is compiled in.
         self.programs: dict[tuple[int, int, int], Future] = {}
         self.sizes: dict[int, int] = {}
-        self.count = len(source)
+        self.count = settings.count
         self.done = self.failed = self.resumed = 0
         self.real = self.computed = self.finished = 0
         self.gap = gaps.places(settings.outputs.names)
