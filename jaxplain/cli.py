@@ -62,6 +62,7 @@ def explain(
     seed: Annotated[int, Parameter(group=METHOD)] = 0,
     out: Annotated[Path | None, Parameter(group=RUN)] = None,
     overwrite: Annotated[bool, Parameter(group=RUN, show_default=False)] = False,
+    retry: Annotated[bool, Parameter(group=RUN, show_default=False)] = False,
     batch_size: Annotated[str, Parameter(group=RUN)] = "auto",
     devices: Annotated[int | None, Parameter(group=RUN)] = None,
     show: Annotated[int, Parameter(group=SHOW)] = 5,
@@ -132,6 +133,7 @@ def explain(
         seed: of the random draws, for methods that sample.
         out: the run's directory. Default: runs/MODEL-METHOD, numbered if that holds another run.
         overwrite: replace another run that is in the directory.
+        retry: compute examples that failed once more; otherwise they stay so.
         batch_size: sentences computed at once, over all devices; auto: as many as memory allows.
         devices: how many devices to use. Default: all.
         show: how many sentences to print.
@@ -175,6 +177,7 @@ def explain(
             efforts=job.efforts,
             origin=asked.origin(),
             overwrite=overwrite,
+            retry=retry,
             progress=not quiet,
         )
     except KeyboardInterrupt:

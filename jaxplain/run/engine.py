@@ -88,6 +88,10 @@ def run(
             kept in run.json, and not compared.
         memory_limit: bytes a device that a program may take; default 80% of what is free.
         overwrite: remove the run that is in `out`, if it is another one; the same one is resumed.
+        retry: compute what failed once more, such as what could not be read; otherwise failed
+            examples stay so. Whole shards are computed anew, and where the lengths of ragged
+            examples could not be read, up to all of their window of 8,192: the directory then ends
+            up as if nothing had failed.
         progress: show a bar, or plain lines where there is no terminal, on stderr.
 
     Returns:
@@ -136,12 +140,12 @@ def run(
         if old is not None:
             fingerprint.check_same(out, old, info)
             info["created"] = old.get("created", info["created"])
+            fingerprint.keep_data(old, info)
+            settings = settings._replace(identity=fingerprint.identity(info))
         info |= {"origin": fingerprint.jsonable(origin)} if origin else {}
         with store.writing(out):
             store.write_info(out, info)  # first: a directory with a record in it is ours
             for folder in ("plans", "shards"):
-            fingerprint.keep_data(old, info)
-            settings = settings._replace(identity=fingerprint.identity(info))
                 (out / folder).mkdir(exist_ok=True)
             store.sweep(out)
             if keep and not kept_whole(out):

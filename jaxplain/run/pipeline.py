@@ -59,8 +59,12 @@ class Job:
                 missing = self.verify(window, shards)
                 if missing:
                     self.compute(window, shards, missing)
+                levels = [shards]
                 if self.rounds:
-                    self.refine(window, shards, self.rounds)
+                    levels = self.refine(window, shards, self.rounds)
+                if self.s.retry or store.plan_path(self.s.out, window, len(levels)).exists():
+                    with store.writing(self.s.out):
+                        store.prune(self.s.out, window, [len(level) for level in levels])
                 self.reader.forget()
         finally:
             self.pool.shutdown(cancel_futures=True)
@@ -95,6 +99,8 @@ class Job:
         content: Any = None
         with contextlib.suppress(FileNotFoundError, store.Damaged):
             content = store.unpack(path)
+        if content is not None and self.s.retry and unread(content):
+            content = None  # planned as if it were for the first time
         if content is None:
             start = window * plan.WINDOW
             indices = range(start, min(start + plan.WINDOW, self.count))
@@ -116,8 +122,11 @@ class Job:
             store.write(path, store.pack(content))
         return content
 
-    def refine(self, window: int, shards: list[list[plan.Batch]], rounds_of: Rounds) -> None:
-        """Give those that are not precise enough another round, until all are or rounds end."""
+    def refine(
+        self, window: int, shards: list[list[plan.Batch]], rounds_of: Rounds
+    ) -> list[list[list[plan.Batch]]]:
+        """Give those that are not precise enough another round, until all are or rounds end; the
+        shards of every round."""
         levels = [shards]
         for level in range(1, len(self.s.efforts)):
             groups = rounds_of.pending(level - 1, shards)
@@ -141,6 +150,7 @@ class Job:
         self.ended += ended
         self.gaps.append(gaps.together(found))
         self.doing = "explained"
+        return levels
 
     def settle_sizes(self, groups: dict[int, list[int]], more: bool) -> None:
         """Choose the batch of every bucket that has none yet; compile to know that it fits."""
@@ -186,6 +196,7 @@ class Job:
             try:
                 content = store.unpack(store.shard_path(self.s.out, window, number, level))
                 whole = content["index"] == planned and content["run"] == self.s.identity
+                whole = whole and not (self.s.retry and any(content["errors"]))
             except (FileNotFoundError, store.Damaged):
                 whole = False
             if whole:
@@ -219,9 +230,9 @@ class Job:
         writer = threading.Thread(
             target=self.guard, args=(self.write, results, window, shards, level)
         )
-        reader.start()
-        writer.start()
         try:
+            reader.start()
+            writer.start()
             for work in self.items(ready):
                 if not self.put(results, (work, *self.launch(work, level))):
                     break
@@ -231,8 +242,6 @@ class Job:
                 self.report(self.doing)
         except BaseException:
             self.stop.set()
-            reader.start()
-            writer.start()
             raise
         finally:
             if self.trouble:
@@ -328,6 +337,11 @@ class Job:
                     found = [gaps.of_values(values, self.gap) for values in kept]
                     self.gaps.append(gaps.together(found))
                 records = []
+
+
+def unread(content: Any) -> bool:
+    """Whether a plan, as it was kept, has examples that could not be read."""
+    return any(batch.bucket == plan.FAILED for shard in planned(content) for batch in shard)
 
 
 def planned(content: Any) -> list[list[plan.Batch]]:

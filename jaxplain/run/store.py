@@ -218,6 +218,16 @@ def plans(out: Path) -> Iterator[tuple[int, int, Path]]:
         yield int(window), int(level or 0), path
 
 
+def prune(out: Path, window: int, counts: list[int]) -> None:
+    """Remove what earlier plans of a window left: all but its rounds, with so many shards each."""
+    named = {plan_path(out, window, level) for level in range(len(counts))}
+    for level, count in enumerate(counts):
+        named |= {shard_path(out, window, number, level) for number in range(count)}
+    found = [*(out / "plans").glob(f"{window:05d}*"), *(out / "shards").glob(f"{window:05d}-*")]
+    for path in {*found} - named:
+        path.unlink(missing_ok=True)
+
+
 def read_info(out: Path) -> dict[str, Any] | None:
     """The content of run.json; None where the directory is absent or empty.
 
