@@ -238,7 +238,7 @@ def limit(lab: Lab, case: str, out: Path, rng: np.random.Generator) -> Mend:
 def source(lab: Lab, case: str, out: Path, rng: np.random.Generator) -> Mend:
     """Some rows raise, or have another shape or dtype, in the first run and not in the next."""
     wrong = rng.permutation(ROWS)[: int(rng.integers(1, 7))].tolist()
-    after = int(rng.choice([0, ROWS, rng.integers(3 * ROWS)]))
+    after = int(rng.choice([0, ROWS, int(rng.integers(3 * ROWS))]))
     bad = {"wrong": wrong, "how": str(rng.choice(["raise", "shape", "dtype"])), "after": after}
     ended = lab.worker.ask(case, out, source=bad)
     expect(ended["ended"] == "done", f"a source with {bad}: {ended}")
@@ -330,7 +330,8 @@ def clock(lab: Lab, case: str, out: Path, rng: np.random.Generator) -> Mend:
     jump = float(rng.choice([1, 3600, 1e8]))
     lab.worker.ask(case, out, at=int(rng.integers(lab.whole(case).steps)), jump=jump)
     for path in out.rglob("*") if out.exists() else ():
-        os.utime(path, (time.time() + rng.uniform(-1e9, 1e9),) * 2)
+        when = time.time() + float(rng.uniform(-1e9, 1e9))
+        os.utime(path, (when, when))
     return Mend({"jump": jump})
 
 
