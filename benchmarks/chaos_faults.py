@@ -172,7 +172,7 @@ def damage(lab: Lab, case: str, out: Path, rng: np.random.Generator) -> Mend:
     for path in files[: int(rng.integers(1, 5))]:
         spoil(path, rng)
     if rng.random() < 0.3:
-        for folder in (out, out / "plans", out / "shards"):
+        for folder in filter(Path.is_dir, (out, out / "plans", out / "shards")):
             left = folder / f".{rng.choice(['run.json', '00000.msgpack'])}.{os.getpid()}.tmp"
             left.write_bytes(rng.bytes(int(rng.integers(3))))
     wrong = unlike(lab.whole(case), out, missing=True)
