@@ -63,6 +63,7 @@ def explain(
     seed: Annotated[int, Parameter(group=METHOD)] = 0,
     out: Annotated[Path | None, Parameter(group=RUN)] = None,
     overwrite: Annotated[bool, Parameter(group=RUN, show_default=False)] = False,
+    retry: Annotated[bool, Parameter(group=RUN, show_default=False)] = False,
     batch_size: Annotated[str, Parameter(group=RUN)] = "auto",
     devices: Annotated[int | None, Parameter(group=RUN)] = None,
     processes: Annotated[int | None, Parameter(group=RUN)] = None,
@@ -137,6 +138,7 @@ def explain(
         seed: of the random draws, for methods that sample.
         out: the run's directory. Default: runs/MODEL-METHOD, numbered if that holds another run.
         overwrite: replace another run that is in the directory.
+        retry: compute examples that failed once more; otherwise they stay so.
         batch_size: sentences computed at once, over all devices; auto: as many as memory allows.
         devices: how many devices to use. Default: all.
         processes: how many processes, on one machine or many, are given this command to work on
@@ -189,6 +191,7 @@ def explain(
             origin=asked.origin(),
             processes=part,
             overwrite=overwrite,
+            retry=retry,
             progress=not quiet,
         )
     except KeyboardInterrupt:

@@ -159,7 +159,7 @@ def together(out, calls, work, patience=3.0):
         team = Team(out, Processes(number, len(calls), patience))
         try:
             with team.at_work():
-                team.join(calls[number], differ, lambda doing: None)
+                team.join(calls[number], "run", differ, lambda doing: None)
                 found[number] = work(team)
         except BaseException as error:
             found[number] = error
@@ -249,7 +249,7 @@ def test_nobody_waits_for_ever(quick, tmp_path, monkeypatch):
     for number, missing in ((0, "process 1 of 2 did not come"), (1, "process 0 of 2 did not come")):
         team = Team(tmp_path / "run", Processes(number, 2))
         with pytest.raises(jxp.JaxplainError, match=missing), team.at_work():
-            team.join(call(), differ, lambda doing: None)
+            team.join(call(), "run", differ, lambda doing: None)
 
 
 def test_what_earlier_starts_left_behind_is_no_member(quick, tmp_path):

@@ -35,6 +35,7 @@ def begin(
     tolerance: float | None,
     efforts: Sequence[precision.Effort] | None,
     memory_limit: int | None,
+    retry: bool = False,
 ) -> tuple[Settings, dict[str, Any]]:
     """The settings of a run, and the record of what it is; see `run` for the arguments.
 
@@ -45,6 +46,7 @@ def begin(
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     compiler.use_cache()
+    count = len(examples)  # asked once: a source may grow meanwhile
     like, probes = plan.probe(examples, "auto" if ragged == "auto" else tuple(ragged))
     params = compiler.place(params, mesh)
     length = canonical_length(lengths, max_length)
@@ -55,7 +57,7 @@ def begin(
         "format": store.FORMAT,
         "created": now(),
         "status": "running",
-        "examples": len(examples),
+        "examples": count,
         "configuration": fingerprint.jsonable(configuration or {}),
         "plan": {
             "batch_size": batch_size,
@@ -69,18 +71,18 @@ def begin(
         "fingerprints": {
             "function": function,
             "params": fingerprint.of_params(params),
-            "data": fingerprint.of_data(len(examples), probes),
+            "data": fingerprint.of_data(count, probes),
             "key": fingerprint.of_key(key),
         }
         | ({"kept": fingerprint.of_params(dict(keep))} if keep else {}),
+        "probes": fingerprint.of_probes(probes),
         "devices": devices(mesh),
     }
     settings = Settings(
         explain, params, jax.device_put(key, NamedSharding(mesh, PartitionSpec())), like, out,
-        mesh, batch_size, plan.shard_size_for(shard_size, len(examples)),
-        plan.grid(lengths, len(examples)), max_length,
-        memory_limit or int(compiler.MARGIN * compiler.free_memory(mesh)), outputs,
-        tolerance, asked, fingerprint.identity(info),
+        mesh, batch_size, plan.shard_size_for(shard_size, count), plan.grid(lengths, count),
+        max_length, memory_limit or int(compiler.MARGIN * compiler.free_memory(mesh)), outputs,
+        tolerance, asked, fingerprint.identity(info), count, retry,
     )  # fmt: skip
     return settings, info
 

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxplain.run import fingerprint, precision, store
+from jaxplain.run import fingerprint, precision, restore, store
 from jaxplain.run.begin import begin, check_arguments, now
 from jaxplain.run.compile import check_mesh
 from jaxplain.run.parts import Summary
 from jaxplain.run.processes import Processes, Team
 from jaxplain.run.processes import check as check_processes
-from jaxplain.run.progress import shown
+from jaxplain.run.progress import State, shown
 from jaxplain.run.schedule import Job
 from jaxplain.types import PyTree
 
@@ -41,13 +41,15 @@ def run(
     memory_limit: int | None = None,
     processes: Processes | None = None,
     overwrite: bool = False,
+    retry: bool = False,
     progress: bool = True,
 ) -> Summary:
     """Explain every example of a source, and keep what comes out in a directory.
 
     The same call again resumes a run that ended early, however it ended: finished shards are read
-    back and checked, damaged ones are computed anew. On the same devices the directory ends up bit
-    for bit as if the run had never stopped. `B` rows of a batch, `T` an example's length.
+    back and checked, damaged ones are computed anew, and a damaged run.json is restored. On the
+    same devices the directory ends up bit for bit as if the run had never stopped. `B` rows of a
+    batch, `T` an example's length.
 
     Args:
         explain: `(params, example, key) -> pytree`, a pure function of one example: any of
@@ -95,6 +97,10 @@ def run(
             process 0, which plans, and so reads ragged examples for their length. A run may be
             resumed by another number of them. When one dies, the others end within `patience`.
         overwrite: remove the run that is in `out`, if it is another one; the same one is resumed.
+        retry: compute what failed once more, such as what could not be read; otherwise failed
+            examples stay so. Whole shards are computed anew, and where the lengths of ragged
+            examples could not be read, up to all of their window of 8,192: the directory then ends
+            up as if nothing had failed.
         progress: show a bar, or plain lines where there is no terminal, on stderr.
 
     Returns:
@@ -127,7 +133,8 @@ def run(
     precision.check(explain, tolerance, efforts)
     check_mesh(mesh)
     team = Team(out, check_processes(processes))
-    store.read_info(out)  # before anything is made: a directory not ours stays untouched
+    with contextlib.suppress(store.NoRecord):
+        store.read_info(out)  # before anything is made: a directory not ours stays untouched
     with (
         team.at_work(),
         store.lock(out) if team.leads else contextlib.nullcontext(),
@@ -137,21 +144,25 @@ def run(
             explain, params, examples, out, key=key, mesh=mesh, batch_size=batch_size,
             shard_size=shard_size, lengths=lengths, max_length=max_length, ragged=ragged,
             configuration=configuration, keep=keep, tolerance=tolerance, efforts=efforts,
-            memory_limit=memory_limit,
+            memory_limit=memory_limit, retry=retry,
         )  # fmt: skip
-        job = Job(settings, examples, show, began, team)
-        old = store.read_info(out)
-        if old is not None and not overwrite:
+        old = replaced = None
+        if team.leads:
+            old = restore.recorded(out, info, settings.identity, overwrite)
+            replaced = old is not None and overwrite and fingerprint.differences(old, info)
+        if old is not None and not replaced:
             fingerprint.check_same(out, old, info)
-        team.join(info, fingerprint.differences, job.report)
+            info["created"] = old.get("created", info["created"])
+            fingerprint.keep_data(old, info)
+        say = lambda doing: show(State(0, settings.count, 0, 0.0, 0.0, doing))
+        agreed = team.join(info, fingerprint.identity(info), fingerprint.differences, say)
+        job = Job(settings._replace(identity=agreed), examples, show, began, team)
         if not team.leads:
             return job.all()
-        if old is not None and overwrite and fingerprint.differences(old, info):
-            # Only now, when nothing in the new run can be refused any more.
-            store.clear(out)
+        if replaced:  # only now, when nothing in the new run can be refused any more
+            with store.writing(out):
+                store.clear(out)
             old = None
-        if old is not None:
-            info["created"] = old["created"]
         info |= {"origin": fingerprint.jsonable(origin)} if origin else {}
         with store.writing(out):
             store.write_info(out, info)  # first: a directory with a record in it is ours
@@ -174,8 +185,11 @@ def run(
         info["totals"] |= {name: value for name, value in told.items() if value}
         if old is None or old.get("status") != "complete" or summary.resumed < summary.examples:
             info["finished"] = now()
-        else:  # nothing was left to do: the record of what was done stands
-            info |= {name: old[name] for name in ("totals", "finished", "devices") if name in old}
+        else:  # nothing was left to do: the record of when it was done stands
+            pace = ("seconds", "examples_per_second", "padding")
+            before = old.get("totals", {})
+            info["totals"] |= {name: before[name] for name in pace if name in before}
+            info |= {name: old[name] for name in ("finished", "devices") if name in old}
         with store.writing(out):
             store.write_info(out, info)
         return summary

@@ -44,9 +44,35 @@ def of_params(params: PyTree) -> str:
     return digest(parts())
 
 
-def of_data(count: int, probes: list[Example]) -> str:
+def of_data(count: int, probes: list[Example | None]) -> str:
     """Of the number of examples and of the evenly spaced ones that were probed."""
-    return digest([count, *(f"{e.digest}{sorted(e.notes)}" for e in probes)])
+    return digest([count, *(f"{e.digest}{sorted(e.notes)}" for e in probes if e)])
+
+
+def of_probes(probes: list[Example | None]) -> str:
+    """Of each example that was probed, in eight digits; `-` for one that could not be read."""
+    return " ".join(digest([e.digest, sorted(e.notes)])[:8] if e else "-" for e in probes)
+
+
+def same_data(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two records are of the same data: where examples could not be read at one of the two
+    starts, the others say."""
+    if old.get("fingerprints", {}).get("data") == new["fingerprints"]["data"]:
+        return True
+    before, after = (str(info.get("probes", "")).split() for info in (old, new))
+    if len(before) != len(after) or old.get("examples") != new["examples"]:
+        return False
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if "-" not in (a, b)]
+    return bool(pairs) and all(a == b for a, b in pairs)
+
+
+def keep_data(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Make a record say of the data what that of the first start says, for shards hold it; what
+    could be read then or now is compared from now on."""
+    if old.get("fingerprints", {}).get("data") != new["fingerprints"]["data"]:
+        pairs = zip(old["probes"].split(), new["probes"].split(), strict=True)
+        new["probes"] = " ".join(b if a == "-" else a for a, b in pairs)
+        new["fingerprints"]["data"] = old["fingerprints"]["data"]
 
 
 def of_key(key: jax.Array) -> str:
@@ -90,6 +116,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for name, label in LABELS.items():
         if name == "function" and lines:
             continue  # another option, or another version, is another function: no news
+        if name == "data" and same_data(old, new):
+            continue
         if old.get("fingerprints", {}).get(name) != new["fingerprints"].get(name):
             lines.append(f"{label} differ{'' if label.endswith('s') else 's'}")
     return lines

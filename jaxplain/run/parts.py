@@ -69,6 +69,8 @@ class Settings(NamedTuple):
     tolerance: float | None
     efforts: tuple[Effort, ...]
     identity: str
+    count: int
+    retry: bool
 
 
 class Work(NamedTuple):

@@ -117,9 +117,9 @@ class Pipeline:
         results: queue.Queue = queue.Queue(AHEAD)
         reader = threading.Thread(target=self.guard, args=(self.read, ready, task))
         writer = threading.Thread(target=self.guard, args=(self.write, results, task))
-        reader.start()
-        writer.start()
         try:
+            reader.start()
+            writer.start()
             for work in self.items(ready):
                 if not self.put(results, (work, *self.launch(work, task.level))):
                     break
@@ -133,8 +133,9 @@ class Pipeline:
         finally:
             if self.trouble:
                 self.stop.set()
-            reader.join()
-            writer.join()
+            for thread in (reader, writer):
+                if thread.ident is not None:  # else an interrupt came before it started
+                    thread.join()
         if self.trouble:
             raise self.trouble[0]
 
@@ -216,9 +217,14 @@ class Pipeline:
                 with store.writing(self.s.out):
                     store.write(path, store.pack_records(self.s.outputs.tree, records, **more))
                 self.finished += len(records)
-                self.team.finished += len(records)
+                self.team.put_down(task.window, task.level, work.shard, len(records))
                 task.written(work.shard, records)
                 records = []
+
+
+def unread(content: Any) -> bool:
+    """Whether a plan, as it was kept, has examples that could not be read."""
+    return any(batch.bucket == plan.FAILED for shard in planned(content) for batch in shard)
 
 
 def planned(content: Any) -> list[list[plan.Batch]]:

@@ -66,22 +66,34 @@ def bucket_of(length: int | None, lengths: tuple[int, ...], max_length: int | No
     raise JaxplainError(f"the example has length {length}, and the longest bucket {lengths[-1]}")
 
 
-def probe(source: Any, ragged: str | tuple[str, ...]) -> tuple[Layout, list[Example]]:
-    """Look at evenly spaced examples to learn what a source holds.
+def probe(source: Any, ragged: str | tuple[str, ...]) -> tuple[Layout, list[Example | None]]:
+    """Look at evenly spaced examples to learn what a source holds; None for one that cannot be
+    read, or is not as most of them are.
 
     Raises:
         JaxplainError: if none of them can be read.
     """
     count = len(source)
-    found, first_error = [], None
+    found: list[Example | None] = []
+    first_error = None
     for k in range(min(PROBES, count)):
         try:
             found.append(split(source[k * count // min(PROBES, count)]))
         except Exception as error:
             first_error = first_error or error
-    if not found:
+            found.append(None)
+    if not any(found):
         raise JaxplainError(f"no example could be read: {reason(first_error)}")  # type: ignore
-    return layout(found, ragged), found
+    like = layout([example for example in found if example], ragged)
+    return like, [example if example and fits(example, like) else None for example in found]
+
+
+def fits(example: Example, like: Layout) -> bool:
+    try:
+        fit(example, like)
+    except JaxplainError:
+        return False
+    return True
 
 
 class Reader:

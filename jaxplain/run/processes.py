@@ -7,6 +7,7 @@ devices, so that no program waits for another process. In the directory, while t
     processes/session.json         who works together, written by process 0
     processes/5d2c/step-000000.json   what is to be done, by window and round, in order
     processes/5d2c/00000.00-0003   a shard that somebody has taken
+    processes/5d2c/00000.00-0003.done   and that is on disk
 """
 
 import contextlib
@@ -31,6 +32,8 @@ FOLDER = "processes"
 BEAT = 1.0  # seconds between signs of life
 POLL = 0.05  # seconds between looks at what others have done
 JOIN = 600.0  # seconds that processes wait for each other at the start
+CALL = "examples", "configuration", "plan", "versions", "fingerprints", "probes"
+DONE = ".done"
 RESUME = ". What is on disk is whole: start all of them again to resume"
 
 
@@ -153,11 +156,14 @@ class Team:
 
     # ---- joining
 
-    def join(self, info: dict[str, Any], differences: Callable, say: Callable) -> None:
-        """Wait for all others to be there, with the same call.
+    def join(
+        self, info: dict[str, Any], identity: str, differences: Callable, say: Callable
+    ) -> str:
+        """Wait for all others to be there, with the same call; the identity of their run.
 
         Args:
             info: the record of this call.
+            identity: of the run, as this process knows it; that of process 0 holds.
             differences: of two records, in words.
             say: told what is waited for.
 
@@ -165,14 +171,14 @@ class Team:
             JaxplainError: another call; somebody who ended, or does not come.
         """
         if self.alone:
-            return
-        names = ("examples", "configuration", "plan", "versions", "fingerprints")
-        self.call, self.state = {name: info[name] for name in names}, "joining"
+            return identity
+        self.call, self.state = {n: info[n] for n in CALL if n in info}, "joining"
         if self.leads:
-            self.gather(differences, say)
+            self.gather(identity, differences, say)
         else:
-            self.be_taken(say)
+            identity = self.be_taken(say)
         self.state = "working"
+        return identity
 
     def look_at(self, number: int) -> Iterator[dict[str, Any]]:
         """Signs of process `number` that are no relic of an earlier start: they go on.
@@ -191,7 +197,7 @@ class Team:
                     raise JaxplainError(f"process {number} of {sign['of']} is gone{RESUME}")
                 yield sign
 
-    def gather(self, differences: Callable, say: Callable) -> None:
+    def gather(self, identity: str, differences: Callable, say: Callable) -> None:
         count, found = self.me.num_processes, {}
         deadline = time.monotonic() + JOIN
         while len(found) < count - 1:
@@ -221,13 +227,18 @@ class Team:
         (self.folder / session).mkdir()
         place(
             self.folder / "session.json",
-            {"session": session, "tokens": {0: self.token} | tokens, "problem": problem},
+            {
+                "session": session,
+                "tokens": {0: self.token} | tokens,
+                "identity": identity,
+                "problem": problem,
+            },
         )
         if problem:
             raise JaxplainError(f"{problem}. Give all of them the same command")
         self.meet_others(session, tokens)
 
-    def be_taken(self, say: Callable) -> None:
+    def be_taken(self, say: Callable) -> str:
         deadline = time.monotonic() + JOIN
         while True:
             say("waiting for process 0")
@@ -245,6 +256,7 @@ class Team:
         if session["problem"]:
             raise JaxplainError(f"{session['problem']}. Give all of them the same command")
         self.meet_others(session["session"], {0: session["tokens"]["0"]})
+        return session["identity"]
 
     def meet_others(self, session: str, members: dict[int, str]) -> None:
         self.session = session
@@ -349,9 +361,7 @@ class Team:
             return True
         self.check()
         try:
-            (self.folder / self.session / f"{window:05d}.{level:02d}-{shard:04d}").touch(
-                exist_ok=False
-            )
+            self.claim(window, level, shard).touch(exist_ok=False)
         except FileExistsError:
             return False
         except FileNotFoundError:
@@ -359,6 +369,24 @@ class Team:
                 "this run was started anew while this process was at work: it ends here"
             ) from None
         return True
+
+    def put_down(self, window: int, level: int, shard: int, count: int) -> None:
+        """Tell that a shard with so many examples is on disk."""
+        self.finished += count
+        if not self.alone:
+            path = self.claim(window, level, shard)
+            path.with_name(f"{path.name}{DONE}").touch()
+
+    def put_down_by_others(self, window: int, level: int) -> set[int]:
+        """Shards of a window that are on disk, as far as anybody has told."""
+        if self.alone:
+            return set()
+        found = self.claim(window, level, 0).name.rpartition("-")[0]
+        paths = (self.folder / self.session).glob(f"{found}-*{DONE}")
+        return {int(path.stem.rpartition("-")[2]) for path in paths}
+
+    def claim(self, window: int, level: int, shard: int) -> Path:
+        return self.folder / self.session / f"{window:05d}.{level:02d}-{shard:04d}"
 
     def tidy(self) -> None:
         """Remove what is of no use any more, when all others have read how the run ended."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxplain.run import gaps, plan, rounds, store
 from jaxplain.run.parts import Settings, Summary
-from jaxplain.run.pipeline import Pipeline, Task, planned
+from jaxplain.run.pipeline import Pipeline, Task, planned, unread
 from jaxplain.run.processes import POLL, Step, Team
 from jaxplain.run.progress import State
 from jaxplain.run.rounds import Rounds
@@ -47,7 +47,7 @@ class Job:
 
     def __init__(self, settings: Settings, source: Any, show: Callable, began: float, team: Team):
         self.s, self.show, self.began, self.team = settings, show, began, team
-        self.count = len(source)
+        self.count = settings.count
         self.pipeline = Pipeline(settings, source, self.report, self.team)
         self.done = self.failed = self.resumed = 0
         self.counted = 0  # of what other processes have finished
@@ -147,14 +147,12 @@ class Job:
 
     def look(self, window: Window) -> bool:
         """Count what others have written of a window; whether its round is complete."""
-        path = lambda n: store.shard_path(self.s.out, window.number, n, window.level)
-        written = [n for n in sorted(window.waiting) if path(n).exists()]
+        written = sorted(window.waiting & self.team.put_down_by_others(window.number, window.level))
         if written:
             damaged = self.verify(window, written)
             if damaged:
-                raise JaxplainError(
-                    f"{path(damaged[0])} is damaged: run the same command again to resume"
-                )
+                path = store.shard_path(self.s.out, window.number, damaged[0], window.level)
+                raise JaxplainError(f"{path} is damaged: run the same command again to resume")
             window.waiting -= set(written)
         return not window.waiting
 
@@ -186,6 +184,10 @@ class Job:
             self.ended += ended
             self.gaps.append(gaps.together(found))
             self.doing = "explained"
+        after = store.plan_path(self.s.out, window.number, len(window.levels))
+        if self.s.retry or after.exists():
+            with store.writing(self.s.out):
+                store.prune(self.s.out, window.number, [len(level) for level in window.levels])
         if self.team.alone or self.pipeline.reader.room <= 0:
             self.pipeline.reader.forget()
 
@@ -195,6 +197,8 @@ class Job:
         content: Any = None
         with contextlib.suppress(FileNotFoundError, store.Damaged):
             content = store.unpack(path)
+        if content is not None and self.s.retry and unread(content):
+            content = None  # planned as if it were for the first time
         if content is None:
             start = window * plan.WINDOW
             indices = range(start, min(start + plan.WINDOW, self.count))
@@ -227,6 +231,8 @@ class Job:
             try:
                 content = store.unpack(store.shard_path(self.s.out, window.number, number, level))
                 whole = content["index"] == indices and content["run"] == self.s.identity
+                if resumed and self.s.retry:
+                    whole = whole and not any(content["errors"])
             except (FileNotFoundError, store.Damaged):
                 whole = False
             if whole:

@@ -65,6 +65,10 @@ class Damaged(JaxplainError):
     """A file of the store that is truncated or altered."""
 
 
+class NoRecord(JaxplainError):
+    """The directory holds a run's files, and run.json is absent or damaged: see `restore`."""
+
+
 def write(path: Path, payload: bytes) -> None:
     """Write a file so that it is there whole or not at all, whatever happens."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -215,16 +219,30 @@ def plans(out: Path) -> Iterator[tuple[int, int, Path]]:
         yield int(window), int(level or 0), path
 
 
+def prune(out: Path, window: int, counts: list[int]) -> None:
+    """Remove what earlier plans of a window left: all but its rounds, with so many shards each."""
+    named = {plan_path(out, window, level) for level in range(len(counts))}
+    for level, count in enumerate(counts):
+        named |= {shard_path(out, window, number, level) for number in range(count)}
+    found = [*(out / "plans").glob(f"{window:05d}*"), *(out / "shards").glob(f"{window:05d}-*")]
+    for path in {*found} - named:
+        path.unlink(missing_ok=True)
+
+
 def read_info(out: Path) -> dict[str, Any] | None:
     """The content of run.json; None where the directory is absent or empty.
 
     Raises:
+        NoRecord: if shards or plans of a run are there, and no readable run.json.
         JaxplainError: if there is something that is not a run of ours.
     """
     record = out / "run.json"
+    lost = f"{record} is {{}}: run the same command again to restore it, or overwrite the run"
     try:
         info = json.loads(record.read_text())
     except FileNotFoundError:
+        if ours(out):
+            raise NoRecord(lost.format("missing")) from None
         # A run that was killed before its first write leaves no more than these.
         if out.is_dir() and any(p.name not in ("run.lock", "processes") for p in visible(out)):
             raise JaxplainError(
@@ -235,12 +253,25 @@ def read_info(out: Path) -> dict[str, Any] | None:
     except NotADirectoryError:
         raise JaxplainError(f"{out} cannot be a directory: part of its path is a file") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
+        if ours(out):
+            raise NoRecord(lost.format("damaged")) from None
         raise JaxplainError(
             f"{record} is not readable as JSON: it was altered; give another directory"
         ) from None
     if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise JaxplainError(f"{record} is not the record of a jaxplain run of format {FORMAT!r}")
+        kind = NoRecord if ours(out) else JaxplainError
+        raise kind(f"{record} is not the record of a jaxplain run of format {FORMAT!r}")
     return info
+
+
+def ours(out: Path) -> bool:
+    """Whether a directory without a readable run.json has the files of a run, and no others among
+    them."""
+    folders = [out / name for name in ("plans", "shards") if (out / name).is_dir()]
+    if not folders:
+        names = {path.name for path in visible(out)} if out.is_dir() else set()
+        return names - {"processes"} == {"run.json", "run.lock"}
+    return all(path.suffix == ".msgpack" for folder in folders for path in visible(folder))
 
 
 def visible(out: Path) -> Iterator[Path]:
@@ -259,10 +290,11 @@ def sweep(out: Path) -> None:
 
 def clear(out: Path) -> None:
     """Remove a run's files; `read_info` has made sure that it is one."""
-    (out / "run.json").unlink(missing_ok=True)
+    for folder in ("shards", "plans"):
+        if (out / folder).exists():
+            shutil.rmtree(out / folder)
     (out / KEPT).unlink(missing_ok=True)
-    for folder in ("plans", "shards"):
-        shutil.rmtree(out / folder, ignore_errors=True)
+    (out / "run.json").unlink(missing_ok=True)  # last: until then the directory is ours
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What an example and a result are made of: numbers for the device, notes for people, padding."""
 
 import hashlib
-from collections import namedtuple
+from collections import Counter, namedtuple
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -109,9 +109,18 @@ def split(example: Any) -> Example:
     return Example(arrays, notes, (int(low), int(high)))
 
 
+def kind_of(example: Example) -> tuple:
+    """What two examples of one source share, their length apart."""
+    leaves = jax.tree.leaves(example.arrays)
+    structure = jax.tree.structure(example.arrays)
+    return structure, *((leaf.dtype, leaf.ndim, leaf.shape[1:]) for leaf in leaves)
+
+
 def layout(examples: list[Example], ragged: str | tuple[str, ...]) -> Layout:
-    """Find the common layout of some examples; see `run` for `ragged`."""
-    first = examples[0].arrays
+    """Find the common layout of some examples, that of most of them; see `run` for `ragged`."""
+    ((usual, _),) = Counter(map(kind_of, examples)).most_common(1)
+    alike = [e.arrays for e in examples if kind_of(e) == usual]
+    first = alike[0]
     tree = jax.tree.structure(first)
     paths = jax.tree_util.tree_leaves_with_path(first)
     names = tuple(jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths)
@@ -121,22 +130,18 @@ def layout(examples: list[Example], ragged: str | tuple[str, ...]) -> Layout:
             raise JaxplainError(
                 f"ragged names {', '.join(unknown)}, and the examples have {', '.join(names)}"
             )
-    varies = []
-    for position, name in enumerate(names):
-        if ragged == "auto":
-            shapes = {
-                leaves[position].shape
-                for leaves in (jax.tree.leaves(e.arrays) for e in examples)
-                if len(leaves) == len(names)
-            }
-            varies.append(len({shape[:1] for shape in shapes}) > 1)
-        else:
-            varies.append(name in ragged)
+    columns = zip(*map(jax.tree.leaves, alike), strict=True)
+    shapes = [Counter(leaf.shape for leaf in column) for column in columns]
+    varies = [
+        len({shape[:1] for shape in found}) > 1 if ragged == "auto" else name in ragged
+        for name, found in zip(names, shapes, strict=True)
+    ]
     leaves = [leaf for _, leaf in paths]
+    commonest = [found.most_common(1)[0][0] for found in shapes]
     return Layout(
         tree,
         names,
-        tuple(a.shape[1:] if r else a.shape for a, r in zip(leaves, varies, strict=True)),
+        tuple(s[1:] if r else s for s, r in zip(commonest, varies, strict=True)),
         tuple(a.dtype for a in leaves),
         tuple(varies),
     )
