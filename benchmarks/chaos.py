@@ -3,7 +3,8 @@
 Every fault disturbs a small run of one of four kinds, sometimes several faults in a row. One more
 call then has to end as an undisturbed run does: on the same devices every file bit for bit, on
 others every record to rounding, each example exactly once. The seed and a trial's number make the
-trial again: `--seed 0 --only 17`; where a moment of time decides, nearly.
+trial again: `--seed 0 --only 17`; where a moment of time decides, nearly. `--kind` and `--cases`
+choose among them.
 """
 
 import json
@@ -26,11 +27,14 @@ from benchmarks.common import parse, report
 IN_A_ROW = 3  # faults before one more run, at most
 
 
-def trial(lab: Lab, number: int, rng: np.random.Generator, only: str) -> tuple[list[str], Verdict]:
+def trial(
+    lab: Lab, number: int, seed: int, chosen: list[str], only: str
+) -> tuple[list[str], Verdict]:
     """Faults, and one more run. Gives the kinds of faults, and what was not as it should be."""
-    names, chosen = list(FAULTS), sorted(cases())
+    names, rng = list(FAULTS), np.random.default_rng([seed, number])
     odds = np.array([often for _, often, _ in FAULTS.values()], float)
-    name = only or str(rng.choice(names, p=odds / odds.sum()))
+    drawn = str(rng.choice(names, p=odds / odds.sum()))
+    name = only or (names[number] if number < len(names) else drawn)  # each kind once at least
     many = int(rng.integers(1, IN_A_ROW + 1)) if FAULTS[name][2] and rng.random() < 0.3 else 1
     free = [n for n in names if FAULTS[n][2]]
     kinds = [str(n) for n in rng.choice(free, size=many - 1)] + [name]
@@ -43,6 +47,7 @@ def trial(lab: Lab, number: int, rng: np.random.Generator, only: str) -> tuple[l
         verdict = judge(whole, out, lab.worker.ask(case, out, **mend.asked), mend.equal)
     except Broken as error:
         verdict = Verdict(0, 0, [str(error)])
+        lab.close()  # a worker may not have answered yet
     if verdict.lost or verdict.doubled or verdict.problems:
         row = {"trial": number, "faults": kinds, "case": case} | verdict._asdict()
         print(json.dumps(row), file=sys.stderr, flush=True)
@@ -50,7 +55,8 @@ def trial(lab: Lab, number: int, rng: np.random.Generator, only: str) -> tuple[l
 
 
 def main() -> None:
-    options = parse(__doc__ or "", faults=500, seed=0, only=-1, kind="", trials=2**31)
+    options = parse(__doc__ or "", faults=500, seed=0, only=-1, kind="", cases="")
+    chosen = options.cases.split(",") if options.cases else sorted(cases())
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
@@ -63,11 +69,10 @@ def main() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         lab = Lab(Path(folder))
         try:
-            while injected.total() < options.faults and number < options.trials:
+            while injected.total() < options.faults:
                 number = max(number, options.only)
-                rng = np.random.default_rng([options.seed, number])
                 try:
-                    kinds, verdict = trial(lab, number, rng, options.kind)
+                    kinds, verdict = trial(lab, number, options.seed, chosen, options.kind)
                 except Skipped as why:
                     if not skipped:
                         print(why, file=sys.stderr)

@@ -313,14 +313,20 @@ def infinite(lab: Lab, case: str, out: Path, rng: np.random.Generator) -> Mend:
 
 def twice(lab: Lab, case: str, out: Path, rng: np.random.Generator) -> Mend:
     """Two runs in one directory at once."""
-    lab.worker.start(case, out, source={"pause": 0.01})
+    told = lab.folder / "told"
+    told.unlink(missing_ok=True)
+    held = {"wrong": [int(rng.integers(ROWS))], "how": "sleep", "until": str(told)}
+    held["after"] = int(rng.choice([0, ROWS]))
+    lab.worker.start(case, out, source=held)
     deadline = time.monotonic() + 30
-    while not (out / "run.json").exists() and time.monotonic() < deadline:
+    while not (out / "run.lock").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
-    time.sleep(float(rng.uniform(0, 0.2)))
+    time.sleep(float(rng.uniform(0.02, 0.1)))
     more = OVERWRITE if rng.random() < 0.5 else {}
-    refused(lab.second.ask(case, out, **more), "in use by another run")
+    second = lab.second.ask(case, out, **more)
+    told.touch()
     ended = lab.worker.end()
+    refused(second, "in use by another run")
     expect(ended["ended"] == "done" and ended["done"] == ROWS, f"the first of two: {ended}")
     return Mend()
 

@@ -93,14 +93,17 @@ class Source:
 
     Attributes:
         wrong: the rows that do.
-        how: raise, shape, dtype, infinite, or sleep once for `pause` seconds.
+        how: raise, shape, dtype, infinite, or sleep once for `pause` seconds, or until there is the
+            file `until`.
         after: reads that are answered well before; `ROWS` of them are the engine's first look.
         pause: seconds that every read takes.
         lengths: what `len` says, call by call; the last one stays.
     """
 
-    def __init__(self, rows, *, wrong=(), how="raise", after=0, pause=0.0, lengths=(ROWS,)):
-        self.rows, self.wrong, self.how = rows, set(wrong), how
+    def __init__(
+        self, rows, *, wrong=(), how="raise", after=0, pause=0.0, lengths=(ROWS,), until=None
+    ):
+        self.rows, self.wrong, self.how, self.until = rows, set(wrong), how, until
         self.after, self.pause, self.lengths = after, pause, list(lengths)
         self.reads = 0
 
@@ -114,6 +117,8 @@ class Source:
             if index in self.wrong and self.reads > self.after:
                 self.wrong.clear()
                 time.sleep(self.pause)
+                while self.until and not Path(self.until).exists():
+                    time.sleep(0.002)
             return row
         time.sleep(self.pause)
         if index not in self.wrong or self.reads <= self.after:
@@ -315,7 +320,11 @@ def serve(line: Any) -> None:
         remember(compiler, name)
     sys.addaudithook(STEPS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
     while True:
+        while not line.poll(5):
+            if os.getppid() != parent:  # nobody is left to ask
+                return
         asked = json.loads(line.recv_bytes())
         line.send_bytes(json.dumps(explained(**asked)).encode())
 

@@ -232,6 +232,10 @@ def test_a_failed_sentence_is_counted_and_the_rest_goes_on(type_in, desk):
     assert "2 failed" in out
     assert "failed: the sentence is empty" in out
     assert "the sentence is empty" in (desk / "R" / "page.html").read_text(encoding="utf-8")
+    command = "explain --model MODEL --data holes.tsv --out R --method saliency --quiet"
+    assert "nothing computed anew" in type_in(command)[1]
+    again = type_in(f"{command} --retry")[1]
+    assert "nothing computed anew" not in again and "2 failed" in again
 
 
 def test_devices_are_counted(type_in):

@@ -8,6 +8,7 @@ import pytest
 
 import jaxplain as jxp
 from jaxplain.run import store
+from jaxplain.run.places import free_directory
 from tests.test_resume import go
 from tests.test_run import explain, files, no_cache, params, same, sentences
 
@@ -53,7 +54,7 @@ def test_run_json_is_restored(params, tmp_path):
         if altered is not None:
             (out / "run.json").write_bytes(altered.encode("latin-1"))
         if altered is None or not altered:
-            with pytest.raises(jxp.JaxplainError, match="run the same command again to restore it"):
+            with pytest.raises(jxp.JaxplainError, match="the command that made it restores it"):
                 jxp.load(out)
         summary = go(explain, params, sentences(), out)
         assert (summary.resumed, summary.done) == (60, 60)
@@ -61,12 +62,24 @@ def test_run_json_is_restored(params, tmp_path):
         assert jxp.verify(out).agrees
 
 
+def test_a_damaged_directory_is_not_passed_over(params, tmp_path):
+    """Without --out, a command takes the directory whose record it may have to restore."""
+    out = tmp_path / "r"
+    go(explain, params, sentences(20), out)
+    for content in ("", "{"):
+        (out / "run.json").write_text(content)
+        assert free_directory(out, {}, "auto", False) == out
+    (out / "run.json").write_text("{}")
+    (out / "shards" / "mine.txt").touch()
+    assert free_directory(out, {}, "auto", False) == tmp_path / "r-2"
+
+
 def test_a_lost_run_json_of_another_run(params, tmp_path):
     out = tmp_path / "r"
     go(explain, jax.tree.map(lambda leaf: 2 * leaf, params), sentences(), out)
     (out / "run.json").unlink()
     before = files(out)
-    with pytest.raises(jxp.JaxplainError, match="is missing: run the same"):
+    with pytest.raises(jxp.JaxplainError, match="is missing: the command that made it"):
         go(explain, params, sentences(), out)
     assert files(out) == before
     assert go(explain, params, sentences(), out, overwrite=True).done == 60

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from jaxplain.run import processes
+from jaxplain.run import processes, store
 from jaxplain.run.fingerprint import versions
 from jaxplain.run.processes import Processes
 from jaxplain.types import JaxplainError
@@ -54,15 +54,19 @@ def choose_process(
 def free_directory(
     base: Path, configuration: Mapping[str, Any], batch_size: int | str, overwrite: bool
 ) -> Path:
-    """The first of `base`, `base-2`, ... that is free or holds this very run."""
+    """The first of `base`, `base-2`, ... that is free or holds this very run, or a run whose record
+    is damaged: `run` tells whether it is this one."""
     if overwrite:
         return base
     number, path = 1, base
     while path.exists():
         try:
+            store.read_info(path)
             info = json.loads((path / "run.json").read_text(encoding="utf-8"))
             same = (info["configuration"], info["plan"]["batch_size"], info["versions"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except store.NoRecord:
+            break
+        except (JaxplainError, OSError, ValueError, KeyError, TypeError):
             same = None
         if same == (configuration, batch_size, versions()):
             break

@@ -237,7 +237,7 @@ def read_info(out: Path) -> dict[str, Any] | None:
         JaxplainError: if there is something that is not a run of ours.
     """
     record = out / "run.json"
-    lost = f"{record} is {{}}: run the same command again to restore it, or overwrite the run"
+    lost = f"{record} is {{}}: the command that made it restores it; or overwrite the run"
     try:
         info = json.loads(record.read_text())
     except FileNotFoundError:
