@@ -47,6 +47,7 @@ def begin(
     compiler.use_cache()
     like, probes = plan.probe(examples, "auto" if ragged == "auto" else tuple(ragged))
     params = compiler.place(params, mesh)
+    window = plan.window_size(like, rounds=bool(asked))
     length = canonical_length(lengths, max_length)
     outputs, function = compiler.outputs(
         explain, params, key, like, length, **precision.arguments(asked, 0)
@@ -62,6 +63,7 @@ def begin(
             "shard_size": shard_size,
             "lengths": lengths if isinstance(lengths, str) else list(lengths),
             "max_length": max_length,
+            "window": window,
             "ragged": [n for n, r in zip(like.names, like.ragged, strict=True) if r],
         }
         | ({"tolerance": tolerance, "efforts": [e.count for e in asked]} if asked else {}),
@@ -81,6 +83,7 @@ def begin(
         plan.grid(lengths, len(examples)), max_length,
         memory_limit or int(compiler.MARGIN * compiler.free_memory(mesh)), outputs,
         tolerance, asked, fingerprint.identity(info),
+        window,
     )  # fmt: skip
     return settings, info
 

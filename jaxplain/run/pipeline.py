@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxplain.run import batches, gaps, plan, precision, rounds, store
+from jaxplain.run import batches, columns, gaps, plan, precision, rounds, store
 from jaxplain.run import compile as compiler
 from jaxplain.run.parts import Settings, Summary, Work
 from jaxplain.run.progress import State
@@ -21,6 +21,7 @@ from jaxplain.run.rounds import Rounds
 from jaxplain.types import JaxplainError
 
 REASONS = 20  # of failures, that are told
+DIFFERENT = 10_000  # reasons that are counted, of which those are the most frequent
 AHEAD = 2  # batches that are read, and results that wait for the disk, at most
 
 
@@ -37,7 +38,7 @@ class Job:
         self.done = self.failed = self.resumed = 0
         self.real = self.computed = self.finished = 0
         self.gap = gaps.places(settings.outputs.names)
-        self.gaps: gaps.Numbers = []
+        self.gaps = gaps.Tally()
         self.rounds: Rounds | None = None  # of the window, in a run with a tolerance
         self.reasons: Counter = Counter()  # why examples failed
         self.ended: Counter = Counter()  # how many examples ended after which round, and how
@@ -47,7 +48,7 @@ class Job:
         self.trouble: list[BaseException] = []
 
     def all(self) -> Summary:
-        windows = range(-(-self.count // plan.WINDOW))
+        windows = range(-(-self.count // self.s.window))
         # Two compilers: tracing holds Python's lock, XLA's own work does not.
         self.pool = ThreadPoolExecutor(2)
         try:
@@ -96,8 +97,8 @@ class Job:
         with contextlib.suppress(FileNotFoundError, store.Damaged):
             content = store.unpack(path)
         if content is None:
-            start = window * plan.WINDOW
-            indices = range(start, min(start + plan.WINDOW, self.count))
+            start = window * self.s.window
+            indices = range(start, min(start + self.s.window, self.count))
             groups, errors = plan.sort_window(
                 self.reader, indices, self.s.lengths, self.s.max_length
             )
@@ -105,11 +106,11 @@ class Job:
             shards = plan.cut(groups, errors, self.sizes, self.s.shard_size)
             content = self.keep_plan(path, shards)
         self.sizes |= {bucket: size for bucket, size in content["sizes"]}
-        return planned(content)
+        return plan.unpack(content)
 
     def keep_plan(self, path: Path, shards: list[list[plan.Batch]]) -> dict[str, Any]:
         content = {
-            "shards": [[list(b) for b in shard] for shard in shards],
+            "shards": plan.pack(shards),
             "sizes": [list(item) for item in self.sizes.items()],
         }
         with store.writing(self.s.out):
@@ -126,7 +127,7 @@ class Job:
             path = store.plan_path(self.s.out, window, level)
             shards = []
             with contextlib.suppress(FileNotFoundError, store.Damaged):
-                shards = planned(store.unpack(path))
+                shards = plan.unpack(store.unpack(path))
             wanted = sorted(i for group in groups.values() for i in group)
             if sorted(i for shard in shards for b in shard for i in b.indices) != wanted:
                 devices = self.s.mesh.shape["data"]
@@ -139,17 +140,19 @@ class Job:
             levels.append(shards)
         ended, found = rounds_of.tally(levels, self.gap)
         self.ended += ended
-        self.gaps.append(gaps.together(found))
+        self.gaps = gaps.add(self.gaps, found)
         self.doing = "explained"
 
-    def settle_sizes(self, groups: dict[int, list[int]], more: bool) -> None:
+    def settle_sizes(self, groups: Mapping[int, columns.Index], more: bool) -> None:
         """Choose the batch of every bucket that has none yet; compile to know that it fits."""
         rows = self.s.mesh.shape["data"]
         for bucket, group in groups.items():
             if bucket not in self.sizes:
                 asked, kind = self.s.batch_size, self.s.mesh.devices.flat[0].platform
                 wanted = (
-                    plan.batch_size_for(len(group), more, bucket, rows, kind)
+                    plan.batch_size_for(
+                        len(group), more, bucket, rows, kind, self.s.like, self.s.shard_size
+                    )
                     if isinstance(asked, str)
                     else plan.round_up(asked, rows)
                 )
@@ -182,21 +185,17 @@ class Job:
         """Count what is on disk and whole; give the numbers of the shards that are not."""
         missing = []
         for number, shard in enumerate(shards):
-            planned = [i for batch in shard for i in batch.indices]
-            try:
-                content = store.unpack(store.shard_path(self.s.out, window, number, level))
-                whole = content["index"] == planned and content["run"] == self.s.identity
-            except (FileNotFoundError, store.Damaged):
-                whole = False
-            if whole:
-                failed = sum(error is not None for error in content["errors"])
-                self.count_in(level, len(planned), failed)
-                self.reasons.update(filter(None, content["errors"]))
-                self.resumed += len(planned) if level == 0 else 0
-                if self.gap and not self.rounds:
-                    self.gaps.append(gaps.together(gaps.of_shard(content, self.gap)))
-            else:
+            index = plan.index_of(shard)
+            path = store.shard_path(self.s.out, window, number, level)
+            content = store.read_shard(path, index, self.s.identity)
+            if content is None:
                 missing.append(number)
+                continue
+            self.count_in(level, len(index), len(content["failed"]))
+            tell(self.reasons, content["failed"])
+            self.resumed += len(index) if level == 0 else 0
+            if self.gap and not self.rounds:
+                self.gaps = gaps.add(self.gaps, gaps.of_shard(content, self.gap))
         return missing
 
     def count_in(self, level: int, many: int, failed: int) -> None:
@@ -303,36 +302,32 @@ class Job:
     def write(
         self, results: queue.Queue, window: int, shards: list[list[plan.Batch]], level: int
     ) -> None:
-        """Writer thread: results to records, records to shards."""
-        records: list = []
+        """Writer thread: results to blocks, blocks to shards."""
+        blocks: list[columns.Block] = []
         for work, result, good in self.items(results):
             with computing():
-                records += batches.records(work, result, good, self.s.outputs)
+                blocks.append(batches.block(work, result, good, self.s.outputs))
             if work.batch is shards[work.shard][-1]:
+                block, blocks = columns.join(blocks), []
                 more: dict[str, Any] = {"run": self.s.identity}
                 if self.rounds:
-                    records, near = self.rounds.settle(level, self.s.outputs.tree, records)
+                    block, near = self.rounds.settle(level, self.s.outputs.tree, block)
                     more |= {"effort": rounds.spent(self.s.efforts, level), "converged": near}
                 path = store.shard_path(self.s.out, window, work.shard, level)
                 with store.writing(self.s.out):
-                    store.write(path, store.pack_records(self.s.outputs.tree, records, **more))
-                failed = sum(error is not None for *_, error in records)
-                self.count_in(level, len(records), failed)
-                self.reasons.update(error for *_, error in records if error is not None)
-                self.finished += len(records)
+                    store.write(path, store.pack_block(self.s.outputs.tree, block, **more))
+                self.count_in(level, len(block.index), len(block.failed))
+                tell(self.reasons, block.failed)
+                self.finished += len(block.index)
                 if self.gap and not self.rounds:
-                    kept = (values for _, values, _, _ in records if values is not None)
-                    found = [gaps.of_values(values, self.gap) for values in kept]
-                    self.gaps.append(gaps.together(found))
-                records = []
+                    self.gaps = gaps.add(self.gaps, gaps.of_columns(block.columns, self.gap))
 
 
-def planned(content: Any) -> list[list[plan.Batch]]:
-    """The shards of a plan as it was kept."""
-    return [
-        [plan.Batch(b[0], b[1], tuple(b[2]), tuple(b[3])) for b in shard]
-        for shard in content["shards"]
-    ]
+def tell(reasons: Counter, failed: Mapping[int, str]) -> None:
+    """Count why examples failed; reasons that come after many other ones are not counted."""
+    for reason in failed.values():
+        if reason in reasons or len(reasons) < DIFFERENT:
+            reasons[reason] += 1
 
 
 @contextlib.contextmanager
