@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.run import plan
+from jaxplain.run.alike import split_all
 from jaxplain.run.columns import Block, Column
 from jaxplain.run.compile import Outputs
 from jaxplain.run.parts import Settings, Work
-from jaxplain.run.trees import MAY_BE_NAN, fill, fit, split_all, stack
+from jaxplain.run.trees import MAY_BE_NAN, fill, fit, stack
 from jaxplain.types import JaxplainError
 
 

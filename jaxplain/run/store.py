@@ -7,6 +7,10 @@
                           round to be as precise as asked: their records stand for the earlier ones
     kept.msgpack          arrays that belong to the run as a whole, where it has some
 
+A shard holds its examples' positions, why some failed, their notes, and the results leaf by leaf:
+those of one shape as one array. Positions that follow one another are kept as the first and the
+end, so that neither plans nor what is read of them grow with examples of one shape.
+
 Every msgpack file starts with a mark and a checksum of the rest, is written under a temporary name,
 synced and renamed; so a file under its final name is whole, and a damaged one is noticed. Nothing
 is ever unpickled.
