@@ -147,13 +147,29 @@ def test_a_source_that_gives_another_number(tmp_path):
         run(Short(tables(64)), tmp_path / "r")
 
 
-def test_tiny_examples_come_in_larger_batches():
-    def rows(*shape, count=10**6, shard_size=4096):
+def test_tiny_examples_come_in_larger_batches(tmp_path, monkeypatch):
+    """Where there are many, and the program is small."""
+
+    def rows(*shape, shard_size=4096):
         like = layout([split({"x": np.ones(shape)})], ())
-        return plan.batch_size_for(count, True, plan.FIXED, 1, "cpu", like, shard_size)
+        return plan.tiny_batch_size(64, like, shard_size)
 
     assert [rows(8), rows(64), rows(28, 28), rows(224, 224, 3)] == [1024, 256, 64, 64]
-    assert rows(8, shard_size=100) == 100 and rows(8, shard_size=16) == 64
+    assert rows(8, shard_size=200) == 192 and rows(8, shard_size=16) == 64
+    monkeypatch.setattr(plan, "WINDOW", 16)
+
+    def sizes(out, examples=600, width=1):
+        def explain(params, example, key):
+            big = jnp.sin(example["x"].sum() * jnp.arange(float(width)))
+            return jnp.sort(big)[0]
+
+        rows = [{"x": np.ones(3)}] * examples
+        go(explain, {}, rows, tmp_path / out, shard_size=200, batch_size="auto")
+        return store.unpack(store.plan_path(tmp_path / out, 0))["sizes"]
+
+    assert sizes("many") == [[plan.FIXED, 192]]
+    assert sizes("heavy", width=2**14) == [[plan.FIXED, 64]]  # 64 KiB a row
+    assert sizes("few", examples=200) == [[plan.FIXED, 50]]
 
 
 # ---- writing

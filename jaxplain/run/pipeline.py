@@ -150,14 +150,16 @@ class Job:
             if bucket not in self.sizes:
                 asked, kind = self.s.batch_size, self.s.mesh.devices.flat[0].platform
                 wanted = (
-                    plan.batch_size_for(
-                        len(group), more, bucket, rows, kind, self.s.like, self.s.shard_size
-                    )
+                    plan.batch_size_for(len(group), more, bucket, rows, kind)
                     if isinstance(asked, str)
                     else plan.round_up(asked, rows)
                 )
                 memory = self.s.memory if self.s.batch_size == "auto" else None
-                self.program(bucket, wanted, memory)
+                usual = None
+                if asked == "auto" and more and bucket == plan.FIXED:
+                    usual = wanted
+                    wanted = plan.tiny_batch_size(usual, self.s.like, self.s.shard_size)
+                self.program(bucket, wanted, memory, usual=usual)
                 self.sizes[bucket] = wanted
         if self.s.batch_size == "auto":
             self.report("compiling")
@@ -168,7 +170,14 @@ class Job:
                     self.sizes[bucket] = size = program.result().size
                     self.programs[bucket, size, 0] = program
 
-    def program(self, bucket: int, size: int, memory: int | None = None, level: int = 0) -> Future:
+    def program(
+        self,
+        bucket: int,
+        size: int,
+        memory: int | None = None,
+        level: int = 0,
+        usual: int | None = None,
+    ) -> Future:
         """The program of a bucket; begun in the background when first asked for."""
         size = plan.round_up(size, self.s.mesh.shape["data"])  # planned on another mesh
         settled = bool(self.s.efforts) and precision.static(self.s.efforts[level])
@@ -176,7 +185,7 @@ class Job:
         if key not in self.programs:
             self.programs[key] = self.pool.submit(
                 compiler.compile_bucket, self.s.explain, self.s.params, self.s.key, self.s.like,
-                bucket or None, size, self.s.mesh, memory=memory,
+                bucket or None, size, self.s.mesh, memory=memory, usual=usual,
                 **precision.arguments(self.s.efforts, level),
             )  # fmt: skip
         return self.programs[key]

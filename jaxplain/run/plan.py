@@ -16,6 +16,7 @@ LONG = 16  # windows' worth of examples in one, where there is nothing to sort
 FEW = 256  # examples that do not pay for many programs
 PROBES = 256  # examples that are looked at before anything is planned
 TINY = 16  # times as many rows in a batch, at most, of examples of few numbers
+TINY_NUMBERS = 16_384  # in such a batch, at most
 TOGETHER = 64  # examples that are read together for their length, where a source can
 CACHE_BYTES = 512 * 2**20  # examples read for their length are kept up to this much
 FAILED = -1  # the bucket of examples that could not be read
@@ -243,9 +244,7 @@ def gather(batches: list[Batch], shard_size: int) -> list[list[Batch]]:
     return shards
 
 
-def batch_size_for(
-    count: int, more: bool, bucket: int, devices: int, platform: str, like: Layout, shard_size: int
-) -> int:
+def batch_size_for(count: int, more: bool, bucket: int, devices: int, platform: str) -> int:
     """Rows of a bucket's program over all devices, before memory has its say.
 
     Few examples are spread evenly over the fewest batches, so that the last one is not half empty;
@@ -254,17 +253,17 @@ def batch_size_for(
     # On 2 CPU cores, at 24 positions, 16 rows were quickest for the Transformer, 32 to 64 for
     # MiniLM, 64 to 128 for the LSTM, and more was slower. Accelerators want more to do at once.
     positions, rows = (1024, 64) if platform == "cpu" else (8192, 256)
-    if bucket:
-        rows = max(8, min(rows, positions // bucket))
-    else:
-        # Of few numbers each, more of them: what a batch costs besides would be most of it.
-        numbers = sum(int(np.prod(shape)) for shape in like.shapes)
-        rows = max(rows, min(TINY * rows, TINY * positions // max(numbers, 1), shard_size))
-    most = rows * devices
+    most = max(8, min(rows, positions // bucket if bucket else rows)) * devices
     if more:
         return round_up(most, devices)
     batches = -(-count // most)
     return round_up(-(-count // batches), devices)
+
+
+def tiny_batch_size(size: int, like: Layout, shard_size: int) -> int:
+    """Rows of a program of many tiny examples, if it is small: a batch costs more than they do."""
+    numbers = sum(int(np.prod(shape)) for shape in like.shapes)
+    return max(size, min(TINY * size, TINY_NUMBERS // max(numbers, 1), shard_size) // size * size)
 
 
 def shard_size_for(asked: int | str, count: int) -> int:

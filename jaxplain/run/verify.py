@@ -185,7 +185,7 @@ def _files(out: Path, info: dict[str, Any]) -> _Found:
 
 def _sample(sound: Records, seed: int, sample: int) -> list[int]:
     """Random examples that have a result, `sample` of them where there are as many."""
-    order = np.random.default_rng(seed).permutation(sound.info["examples"]).tolist()
+    order = map(int, np.random.default_rng(seed).permutation(sound.info["examples"]))
     known = (index for index in order if _level(sound, index) is not None)
     return list(islice(known, max(sample, 0)))
 
