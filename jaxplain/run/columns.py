@@ -88,6 +88,14 @@ def join_index(parts: Sequence[Index]) -> Index:
     return tuple(chain.from_iterable(parts))
 
 
+def runs(index: Index) -> np.ndarray:
+    """`[R, 3]`: first position, end and first row of each part whose positions follow another."""
+    numbers = np.asarray(index, np.int64)
+    rows = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+    sizes = np.diff(rows, append=len(numbers))
+    return np.stack([numbers[rows], numbers[rows] + sizes, rows], axis=1)
+
+
 # ---- as msgpack takes it
 
 

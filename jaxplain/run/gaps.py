@@ -92,14 +92,16 @@ class Spread(NamedTuple):
     Attributes:
         count: how many numbers there are.
         largest: of them.
-        values: all of them, while they are few; None when they are many.
+        values: those that are kept, in parts.
+        kept: how many these are.
         keys: leading bits of the others, in order.
         counts: how many numbers begin with each.
     """
 
     count: int = 0
     largest: float = 0.0
-    values: np.ndarray | None = np.zeros(0)
+    values: tuple[np.ndarray, ...] = ()
+    kept: int = 0
     keys: np.ndarray = np.zeros(0, np.int64)
     counts: np.ndarray = np.zeros(0, np.int64)
 
@@ -108,22 +110,29 @@ def more(spread: Spread, values: np.ndarray) -> Spread:
     """A spread with more numbers, at least 0; what comes out depends on no order."""
     if not len(values):
         return spread
-    count, largest = spread.count + len(values), max(spread.largest, float(values.max()))
-    if spread.values is not None:
-        values = np.concatenate([spread.values, values])
-        if count <= EXACT:
-            return Spread(count, largest, values)
-    new, counts = np.unique(values.astype("<f8").view(np.int64) >> SHIFT, return_counts=True)
+    new = spread._replace(
+        count=spread.count + len(values),
+        largest=max(spread.largest, float(values.max())),
+        values=(*spread.values, values),
+        kept=spread.kept + len(values),
+    )
+    return new if new.kept <= EXACT else counted(new)
+
+
+def counted(spread: Spread) -> Spread:
+    """A spread that keeps no number, only counts."""
+    bits = np.concatenate(spread.values).astype("<f8").view(np.int64) >> SHIFT
+    new, times = np.unique(bits, return_counts=True)
     keys, places = np.unique(np.concatenate([spread.keys, new]), return_inverse=True)
-    weights = np.concatenate([spread.counts, counts])
-    counts = np.bincount(places, weights, len(keys)).astype(np.int64)
-    return Spread(count, largest, None, keys, counts)
+    counts = np.bincount(places, np.concatenate([spread.counts, times]), len(keys))
+    return Spread(spread.count, spread.largest, (), 0, keys, counts.astype(np.int64))
 
 
 def quantile(spread: Spread, share: float) -> float:
     """As `np.quantile`; of more than `EXACT` numbers to 0.05%."""
-    if spread.values is not None:
-        return float(np.quantile(spread.values, share))
+    if spread.kept == spread.count:
+        return float(np.quantile(np.concatenate(spread.values), share))
+    spread = counted(spread) if spread.kept else spread
     # The middle of what begins with the same bits.
     middles = ((spread.keys << SHIFT) + (1 << (SHIFT - 1))).view(np.float64)
     middles[spread.keys == 0] = 0

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from jaxplain.run import plan, shown, store
-from jaxplain.run.columns import Index
+from jaxplain.run.columns import Index, runs
 from jaxplain.run.store import Record
 from jaxplain.types import JaxplainError, PyTree
 
 KEPT = 64  # shards that stay in memory, at most
 KEPT_BYTES = 2**30
-TABLES = 8  # windows whose table stays in memory, at most
+TABLES = 128  # windows of which it stays in memory where their examples are, at most
 
 
 class Records:
@@ -32,7 +32,7 @@ class Records:
         self.path, self.info = path, info
         self._present = present
         self._window = info["plan"]["window"]
-        self._tables: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._tables: OrderedDict[int, list[tuple[int, np.ndarray]]] = OrderedDict()
         self._shards: OrderedDict[tuple[int, int, int], tuple[int, store.Rows]] = OrderedDict()
 
     @property
@@ -41,16 +41,14 @@ class Records:
 
     @cached_property
     def _count(self) -> int:
-        return sum(self._explained(window) for window in sorted(self._present))
+        return sum(len(self._explained(window)) for window in sorted(self._present))
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Record]:
         for window in sorted(self._present):
-            table = self._table(window)
-            for place in table[table[:, 0] >= 0]:
-                yield self._read(window, *place.tolist())
+            yield from map(self.__getitem__, map(int, self._explained(window)))
 
     def __getitem__(self, index: int) -> Record:
         """The record of the example at position `index` of the source."""
@@ -67,9 +65,13 @@ class Records:
 
     def place(self, index: int) -> tuple[int, int, int, int] | None:
         """Window, level, shard and row of an example; None where it is not explained yet."""
-        window, place = divmod(index, self._window)
-        level, number, row = self._table(window)[place].tolist()
-        return None if level < 0 else (window, level, number, row)
+        window = index // self._window
+        for level, parts in self._parts(window):  # the last round first
+            found = int(np.searchsorted(parts[:, 0], index, side="right")) - 1
+            start, stop, row, number = parts[found].tolist()
+            if start <= index < stop:
+                return window, level, number, row + index - start
+        return None
 
     def _plans(self, window: int) -> Iterator[tuple[int, int, Index]]:
         """`(level, shard, positions)` of a window's shards that are there, the last rounds last."""
@@ -83,23 +85,24 @@ class Records:
                 if (level, number) in there:
                     yield level, number, plan.index_of(shard)
 
-    def _explained(self, window: int) -> int:
-        """How many of a window's examples are explained."""
-        if any(level for level, _ in self._present[window]):
-            return int((self._table(window)[:, 0] >= 0).sum())
-        return sum(len(index) for *_, index in self._plans(window))
+    def _explained(self, window: int) -> np.ndarray:
+        """A window's positions that are explained, in order."""
+        found = [np.asarray(index, np.int64) for *_, index in self._plans(window)]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
 
-    def _table(self, window: int) -> np.ndarray:
-        """Where each of a window's examples is: level, shard and row; -1 where it is not yet."""
+    def _parts(self, window: int) -> list[tuple[int, np.ndarray]]:
+        """By level, the last first: `[R, 4]` first position, end, first row and shard of each part
+        of a shard whose positions follow one another, in their order."""
         if window not in self._tables:
-            start = window * self._window
-            size = min(self._window, self.info["examples"] - start)
-            table = np.full((size, 3), -1, np.int32)
+            levels: dict[int, list[np.ndarray]] = {}
             for level, number, index in self._plans(window):
-                places = np.asarray(index) - start
-                table[places] = level, number, 0
-                table[places, 2] = np.arange(len(index))
-            self._tables[window] = table
+                parts = np.insert(runs(index), 3, number, axis=1)
+                levels.setdefault(level, []).append(parts)
+            joined = {level: np.concatenate(parts) for level, parts in levels.items()}
+            self._tables[window] = [
+                (level, joined[level][joined[level][:, 0].argsort()])
+                for level in sorted(joined, reverse=True)
+            ]
             while len(self._tables) > TABLES:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(window)

@@ -103,7 +103,7 @@ def unpack(path: Path) -> Any:
         Damaged: if its checksum does not agree.
         FileNotFoundError: if it is not there.
     """
-    raw = path.read_bytes()
+    raw = memoryview(path.read_bytes())
     mark, digest, body = raw[: len(MARK)], raw[len(MARK) : len(MARK) + DIGEST], raw[4 + DIGEST :]
     if mark != MARK or hashlib.blake2b(body, digest_size=DIGEST).digest() != digest:
         raise Damaged(f"{path} is damaged: run the same command again to compute it anew")
@@ -180,7 +180,9 @@ class Rows(Sequence[Record]):
         if row in content["failed"]:
             return Record(index, None, notes, content["failed"][row])
         place = row - bisect.bisect(self.failed, row)
-        result = rebuild(content["tree"], iter(columns.leaves(self.columns, place)))
+        # Copies: who keeps a record keeps no shard.
+        leaves = (leaf.copy() for leaf in columns.leaves(self.columns, place))
+        result = rebuild(content["tree"], leaves)
         near = content["converged"][row] if "converged" in content else None
         return Record(index, result, notes, None, content.get("effort"), near)
 
