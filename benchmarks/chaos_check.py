@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import jaxplain as jxp
-from jaxplain.run import store
+from jaxplain.run import columns, store
 
 # What says when, how fast and where a run was made; all else in run.json must be equal.
 TIMES = {"created", "finished", "devices"}
@@ -81,7 +81,8 @@ def indices(out: Path) -> tuple[Counter, int]:
     for window, level, path in store.plans(out):
         for number in range(len(store.unpack(path)["shards"])):
             if not level:
-                found.update(store.unpack(store.shard_path(out, window, number))["index"])
+                shard = store.unpack(store.shard_path(out, window, number))
+                found.update(columns.unpack_index(shard["examples"]))
     return found, json.loads((out / "run.json").read_text())["examples"]
 
 

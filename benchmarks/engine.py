@@ -44,7 +44,7 @@ def main() -> None:
     content = store.unpack(store.plan_path(folder / "plan", 0))
     like, _ = plan.probe(source, "auto")
     batches = []
-    for bucket, size, indices, _ in (b for shard in content["shards"] for b in shard):
+    for bucket, size, indices, _ in (b for shard in plan.unpack(content) for b in shard):
         rows = [split(source[i]) for i in indices]
         batches.append((bucket, stack(rows, like, bucket, size)))
     keys = {}

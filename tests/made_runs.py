@@ -12,7 +12,7 @@ from jaxplain.methods.information import WordInformation
 from jaxplain.report import web
 from jaxplain.report.corpus import corpus
 from jaxplain.report.view import survey
-from jaxplain.run import store
+from jaxplain.run import plan, store
 from jaxplain.run.trees import describe
 from jaxplain.types import Attribution, SampledAttribution
 from tests.test_report import CONFIGURATION, f32, tree_record
@@ -80,13 +80,14 @@ def write_run(path: Path, records: list[jxp.Record], **info: Any) -> None:
     (path / "shards").mkdir()
     count = len(records)
     kept = {"configuration": CONFIGURATION, "fingerprints": {"data": "d0", "params": "p0"}}
-    kept |= {"totals": {"done": count}, **info}
+    kept |= {"totals": {"done": count}, "plan": {"window": count}, **info}
     store.write_info(
         path, {"format": store.FORMAT, "status": "complete", "examples": count, **kept}
     )
     # One batch a shard, and effort and convergence are those of a shard.
-    shards = [[[0, 0, [r.index for r in records[k : k + 1000]]]] for k in range(0, count, 1000)]
-    store.write(store.plan_path(path, 0), store.pack({"shards": shards}))
+    indices = [tuple(r.index for r in records[k : k + 1000]) for k in range(0, count, 1000)]
+    shards = [[plan.Batch(0, 0, index)] for index in indices]
+    store.write(store.plan_path(path, 0), store.pack({"shards": plan.pack(shards)}))
     for k in range(0, count, 1000):
         rows = records[k : k + 1000]
         tree = describe(next(r.result for r in rows if r.error is None))

@@ -13,7 +13,7 @@ import jaxplain as jxp
 from jaxplain import precision
 from jaxplain.methods.quadrature import nested
 from jaxplain.registry import METHODS
-from jaxplain.run import store
+from jaxplain.run import plan, store
 from jaxplain.run.rounds import SMALLER
 from jaxplain.types import Attribution, SampledAttribution
 from tests.test_run import files, no_cache
@@ -184,7 +184,7 @@ def test_only_those_that_need_more_get_it(whole):
     for level in range(1, 4):
         inside = {
             index
-            for shard in store.unpack(store.plan_path(out, 0, level))["shards"]
+            for shard in plan.unpack(store.unpack(store.plan_path(out, 0, level)))
             for batch in shard
             for index in batch[2]
         }

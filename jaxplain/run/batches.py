@@ -1,6 +1,5 @@
-"""Between the source, the devices and the disk: rows to batches, results to records."""
+"""Between the source, the devices and the disk: rows to batches, results to blocks of a shard."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,66 +7,80 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.run import plan
+from jaxplain.run.alike import split_all
+from jaxplain.run.columns import Block, Column
 from jaxplain.run.compile import Outputs
 from jaxplain.run.parts import Settings, Work
-from jaxplain.run.trees import MAY_BE_NAN, fit, stack
+from jaxplain.run.trees import MAY_BE_NAN, fill, fit, stack
 from jaxplain.types import JaxplainError
 
 
 def assemble(reader: plan.Reader, settings: Settings, shard: int, batch: plan.Batch) -> Work:
     """Read a batch's rows and pad them; a row that cannot be read is told of, the rest goes on."""
-    rows, lengths, notes, errors = [], [], [], dict(enumerate(batch.errors))
-    good = []
-    for row, index in enumerate(batch.indices):
-        if row in errors:
-            lengths.append(None)
-            notes.append({})
-            continue
+    count, errors = len(batch.indices), dict(enumerate(batch.errors))
+    if errors:
+        return Work(shard, batch, [None] * count, [], errors, None, None)
+    size = plan.round_up(batch.size, settings.mesh.shape["data"])
+    if batch.bucket == plan.FIXED:
+        given = reader.read(batch.indices)
+        together = split_all(given, settings.like)
+        if together is not None:
+            arrays = jax.tree.unflatten(
+                settings.like.tree, [fill(leaf, size) for leaf in together.leaves]
+            )
+            digests = fill(together.digests, size)
+            return Work(shard, batch, [None] * count, together.notes, {}, arrays, digests)
+        examples = [plan.settled(example) for example in given]
+    else:
+        examples = reader.examples(batch.indices)
+    lengths: list[int | None] = [None] * count
+    notes: list[dict] = [{}] * count
+    good = {}
+    for row, example in enumerate(examples):
         try:
-            example = reader.read(index)
+            if isinstance(example, Exception):
+                raise example
             length = fit(example, settings.like)
             bucket = plan.bucket_of(length, settings.lengths, settings.max_length)
             if bucket != batch.bucket:
                 raise JaxplainError("the source gave another length when it was read again")
-            lengths.append(length)
-            notes.append(example.notes)
-            good.append(example)
-            rows.append(row)
+            lengths[row], notes[row], good[row] = length, example.notes, example
         except Exception as error:
             errors[row] = plan.reason(error)
-            lengths.append(None)
-            notes.append({})
     if not good:
         return Work(shard, batch, lengths, notes, errors, None, None)
-    size = plan.round_up(batch.size, settings.mesh.shape["data"])
     # A row that could not be read is filled with one that could: nothing else moves.
-    by_row = dict(zip(rows, good, strict=True))
-    filled = [by_row.get(row, good[0]) for row in range(len(batch.indices))]
+    first = next(iter(good.values()))
+    filled = [good.get(row, first) for row in range(count)]
     arrays = stack(filled, settings.like, batch.bucket or None, size)
-    digests = np.zeros((size, 2), np.uint32)
-    digests[: len(filled)] = [e.digest for e in filled]
-    digests[len(filled) :] = digests[:1]
+    digests = fill(np.asarray([example.digest for example in filled], np.uint32), size)
     return Work(shard, batch, lengths, notes, errors, arrays, digests)
 
 
-def records(work: Work, result: Any, good: Any, outputs: Outputs) -> Iterator[tuple]:
-    """`(index, leaves, notes, error)` of each row, the padding trimmed."""
-    leaves = []
-    if result is not None:
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(result)]
-        good = np.asarray(good)
-    for row, index in enumerate(work.batch.indices):
-        error = work.errors.get(row)
-        values = None
-        if error is None:
-            values = [
-                leaf[row][tuple(slice(work.lengths[row]) if axis in ragged else slice(None)
-                                for axis in range(leaf.ndim - 1))]
-                for leaf, ragged in zip(leaves, outputs.ragged, strict=True)
-            ]  # fmt: skip
-            if not good[row]:
-                values, error = None, not_finite(values, outputs)
-        yield index, values, work.notes[row], error
+def block(work: Work, result: Any, good: Any, outputs: Outputs) -> Block:
+    """A batch's rows, the padding trimmed."""
+    failed = dict(work.errors)
+    if result is None:
+        return Block(work.batch.indices, [], work.notes, failed)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(result)]
+    count = len(work.batch.indices)
+
+    def trimmed(leaf: np.ndarray, axes: tuple[int, ...], row: int) -> np.ndarray:
+        length = slice(work.lengths[row])
+        return leaf[row][tuple(length if a in axes else slice(None) for a in range(leaf.ndim - 1))]
+
+    for row in np.flatnonzero(~np.asarray(good)[:count]).tolist():
+        if row not in failed:
+            pairs = zip(leaves, outputs.ragged, strict=True)
+            failed[row] = not_finite([trimmed(leaf, axes, row) for leaf, axes in pairs], outputs)
+    rows = [row for row in range(count) if row not in failed]
+    columns: list[Column] = [
+        [trimmed(leaf, axes, row) for row in rows] if axes else leaf[rows]
+        for leaf, axes in zip(leaves, outputs.ragged, strict=True)
+    ]
+    return Block(
+        work.batch.indices, columns if rows else [], work.notes, dict(sorted(failed.items()))
+    )
 
 
 def not_finite(values: list[np.ndarray], outputs: Outputs) -> str:

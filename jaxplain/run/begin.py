@@ -49,6 +49,7 @@ def begin(
     count = len(examples)  # asked once: a source may grow meanwhile
     like, probes = plan.probe(examples, "auto" if ragged == "auto" else tuple(ragged))
     params = compiler.place(params, mesh)
+    window = plan.window_size(like, rounds=bool(asked))
     length = canonical_length(lengths, max_length)
     outputs, function = compiler.outputs(
         explain, params, key, like, length, **precision.arguments(asked, 0)
@@ -64,6 +65,7 @@ def begin(
             "shard_size": shard_size,
             "lengths": lengths if isinstance(lengths, str) else list(lengths),
             "max_length": max_length,
+            "window": window,
             "ragged": [n for n, r in zip(like.names, like.ragged, strict=True) if r],
         }
         | ({"tolerance": tolerance, "efforts": [e.count for e in asked]} if asked else {}),
@@ -82,7 +84,7 @@ def begin(
         explain, params, jax.device_put(key, NamedSharding(mesh, PartitionSpec())), like, out,
         mesh, batch_size, plan.shard_size_for(shard_size, count), plan.grid(lengths, count),
         max_length, memory_limit or int(compiler.MARGIN * compiler.free_memory(mesh)), outputs,
-        tolerance, asked, fingerprint.identity(info), count, retry,
+        tolerance, asked, fingerprint.identity(info), count, retry, window,
     )  # fmt: skip
     return settings, info
 

@@ -15,6 +15,7 @@ from jaxplain.run.trees import Layout, describe, finite, leaf_names, shaped
 from jaxplain.types import JaxplainError, PyTree
 
 MARGIN = 0.8  # share of a device's free memory that one program may take
+SMALL = 4 * 2**20  # bytes of a program that stays in a CPU's cache
 IN_FLIGHT = 3  # batches whose inputs and outputs are on the device at once
 
 
@@ -196,12 +197,14 @@ def compile_bucket(
     mesh: Mesh,
     *,
     memory: int | None,
+    usual: int | None = None,
     rounds: tuple = (),
     settled: PyTree = None,
 ) -> Program:
     """Compile for `size` rows, halving them until the program fits `memory` bytes a device.
 
-    `memory` None compiles as asked: the size was settled before.
+    `memory` None compiles as asked: the size was settled before. More than `usual` rows are for
+    programs of at most `SMALL` bytes.
 
     Raises:
         JaxplainError: if not even one example a device fits.
@@ -220,6 +223,9 @@ def compile_bucket(
             shapes = arguments(params, key, like, length, size, rounds)
             compiled = function.lower(*shapes).compile()
         taken = bytes_of(compiled, params, devices)
+        if usual and size > usual and taken > SMALL:
+            size = usual
+            continue
         if memory is None or taken <= memory:
             return Program(compiled, size, taken)
         if size <= devices:

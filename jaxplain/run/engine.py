@@ -58,7 +58,8 @@ def run(
             sharded over `mesh` already stay so; others are copied to every device.
         examples: anything with `__len__` and `__getitem__` that gives a pytree of numeric arrays.
             Top-level fields of a dict that hold anything else (strings, None) go to no device and
-            come back as `Record.notes`.
+            come back as `Record.notes`. A `__getitems__`, which gives a list of examples for a list
+            of positions, is used where there is one. Memory does not grow with their number.
         out: the run directory; made if need be.
         key: a JAX random key. Each example's key is folded from it and a hash of the example's
             arrays, so it depends neither on batch nor on place.

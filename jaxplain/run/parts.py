@@ -29,7 +29,8 @@ class Summary(NamedTuple):
         padding: share of the positions computed by this start that was padding.
         gap: of all results' completeness gaps, in f's units, without sign: how many are `claimed`
             and `not_claimed` (NaN), `median`, `percentile_99` and `largest`, and the
-            `largest_of_output`, relative to |f(x)|; empty where results have no `gap`.
+            `largest_of_output`, relative to |f(x)|; empty where results have no `gap`. Of more
+            than 131,072 gaps the median and the percentile are known to 0.05%.
         precision: of a run with a tolerance: how many examples are `converged` and
             `not_converged`, `evaluations` of all, and how many ended with how many each, `efforts`.
         standard_error: of each result's largest one, in the scores' units: how many are `known`,
@@ -71,6 +72,7 @@ class Settings(NamedTuple):
     identity: str
     count: int
     retry: bool
+    window: int
 
 
 class Work(NamedTuple):
@@ -79,7 +81,7 @@ class Work(NamedTuple):
     shard: int
     batch: Batch
     lengths: list[int | None]
-    notes: list[dict]
+    notes: list[dict]  # empty where no row has any
     errors: dict[int, str]  # by row
     arrays: PyTree
     digests: np.ndarray | None

@@ -4,14 +4,14 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxplain.run import batches, plan, precision, rounds, store
+from jaxplain.run import batches, columns, plan, precision, rounds, store
 from jaxplain.run import compile as compiler
 from jaxplain.run.parts import Settings, Work
 from jaxplain.run.processes import Team
@@ -30,15 +30,15 @@ class Task(NamedTuple):
         shards: all of them, as planned.
         missing: numbers of those that are not on disk.
         rounds: in a run with a tolerance, what the window has so far.
-        written: told the number and the records of each shard that is on disk now.
+        written: told the number and the block of each shard that is on disk now.
     """
 
     window: int
     level: int
-    shards: list[list[plan.Batch]]
+    shards: plan.Shards
     missing: list[int]
     rounds: Rounds | None
-    written: Callable[[int, list], None]
+    written: Callable[[int, columns.Block], None]
 
 
 class Pipeline:
@@ -68,7 +68,7 @@ class Pipeline:
     def padding(self) -> float:
         return 1 - self.real / self.computed if self.computed else 0.0
 
-    def settle_sizes(self, groups: dict[int, list[int]], more: bool) -> None:
+    def settle_sizes(self, groups: Mapping[int, columns.Index], more: bool) -> None:
         """Choose the batch of every bucket that has none yet; compile to know that it fits."""
         rows = self.s.mesh.shape["data"]
         for bucket, group in groups.items():
@@ -80,7 +80,11 @@ class Pipeline:
                     else plan.round_up(asked, rows)
                 )
                 memory = self.s.memory if self.s.batch_size == "auto" else None
-                self.program(bucket, wanted, memory)
+                usual = None
+                if asked == "auto" and more and bucket == plan.FIXED:
+                    usual = wanted
+                    wanted = plan.tiny_batch_size(usual, self.s.like, self.s.shard_size)
+                self.program(bucket, wanted, memory, usual=usual)
                 self.sizes[bucket] = wanted
         if self.s.batch_size == "auto":
             self.report("compiling")
@@ -91,7 +95,14 @@ class Pipeline:
                     self.sizes[bucket] = size = program.result().size
                     self.programs[bucket, size, 0] = program
 
-    def program(self, bucket: int, size: int, memory: int | None = None, level: int = 0) -> Future:
+    def program(
+        self,
+        bucket: int,
+        size: int,
+        memory: int | None = None,
+        level: int = 0,
+        usual: int | None = None,
+    ) -> Future:
         """The program of a bucket; begun in the background when first asked for."""
         size = plan.round_up(size, self.s.mesh.shape["data"])  # planned on another mesh
         settled = bool(self.s.efforts) and precision.static(self.s.efforts[level])
@@ -99,7 +110,7 @@ class Pipeline:
         if key not in self.programs:
             self.programs[key] = self.pool.submit(
                 compiler.compile_bucket, self.s.explain, self.s.params, self.s.key, self.s.like,
-                bucket or None, size, self.s.mesh, memory=memory,
+                bucket or None, size, self.s.mesh, memory=memory, usual=usual,
                 **precision.arguments(self.s.efforts, level),
             )  # fmt: skip
         return self.programs[key]
@@ -203,36 +214,23 @@ class Pipeline:
     # ---- writing
 
     def write(self, results: queue.Queue, task: Task) -> None:
-        """Writer thread: results to records, records to shards."""
-        records: list = []
+        """Writer thread: results to blocks, blocks to shards."""
+        blocks: list[columns.Block] = []
         for work, result, good in self.items(results):
             with computing():
-                records += batches.records(work, result, good, self.s.outputs)
+                blocks.append(batches.block(work, result, good, self.s.outputs))
             if work.batch is task.shards[work.shard][-1]:
+                block, blocks = columns.join(blocks), []
                 more: dict[str, Any] = {"run": self.s.identity}
                 if task.rounds:
-                    records, near = task.rounds.settle(task.level, self.s.outputs.tree, records)
+                    block, near = task.rounds.settle(task.level, self.s.outputs.tree, block)
                     more |= {"effort": rounds.spent(self.s.efforts, task.level), "converged": near}
                 path = store.shard_path(self.s.out, task.window, work.shard, task.level)
                 with store.writing(self.s.out):
-                    store.write(path, store.pack_records(self.s.outputs.tree, records, **more))
-                self.finished += len(records)
-                self.team.put_down(task.window, task.level, work.shard, len(records))
-                task.written(work.shard, records)
-                records = []
-
-
-def unread(content: Any) -> bool:
-    """Whether a plan, as it was kept, has examples that could not be read."""
-    return any(batch.bucket == plan.FAILED for shard in planned(content) for batch in shard)
-
-
-def planned(content: Any) -> list[list[plan.Batch]]:
-    """The shards of a plan as it was kept."""
-    return [
-        [plan.Batch(b[0], b[1], tuple(b[2]), tuple(b[3])) for b in shard]
-        for shard in content["shards"]
-    ]
+                    store.write(path, store.pack_block(self.s.outputs.tree, block, **more))
+                self.finished += len(block.index)
+                self.team.put_down(task.window, task.level, work.shard, len(block.index))
+                task.written(work.shard, block)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,23 @@
 """Which examples are computed together: buckets of length, batches, shards."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from jaxplain.run.columns import Index, join_index, pack_index, unpack_index
 from jaxplain.run.trees import Example, Layout, fit, layout, split
 from jaxplain.types import JaxplainError
 
 WINDOW = 8192  # examples that are sorted by length together
+LONG = 16  # windows' worth of examples in one, where there is nothing to sort
 FEW = 256  # examples that do not pay for many programs
 PROBES = 256  # examples that are looked at before anything is planned
+TINY = 16  # times as many rows in a batch, at most, of examples of few numbers
+TINY_NUMBERS = 16_384  # in such a batch, at most
+TOGETHER = 64  # examples that are read together for their length, where a source can
 CACHE_BYTES = 512 * 2**20  # examples read for their length are kept up to this much
 FAILED = -1  # the bucket of examples that could not be read
 FIXED = 0  # the bucket of examples that all have one shape
@@ -29,8 +36,40 @@ class Batch(NamedTuple):
 
     bucket: int
     size: int
-    indices: tuple[int, ...]
+    indices: Index
     errors: tuple[str, ...] = ()
+
+
+Shards = list[list[Batch]]
+
+
+def pack(shards: Shards) -> list:
+    """The shards of a window as a plan keeps them."""
+    return [
+        [[b.bucket, b.size, pack_index(b.indices), list(b.errors)] for b in shard]
+        for shard in shards
+    ]
+
+
+def unpack(content: Any) -> Shards:
+    """The shards of a plan that was read."""
+    return [
+        [
+            Batch(bucket, size, unpack_index(index), tuple(errors))
+            for bucket, size, index, errors in s
+        ]
+        for s in content["shards"]
+    ]
+
+
+def index_of(shard: list[Batch]) -> Index:
+    """The positions of a shard's examples, in its order."""
+    return join_index([batch.indices for batch in shard])
+
+
+def window_size(like: Layout, rounds: bool) -> int:
+    """Examples that are planned together; in rounds, what is pending is known one by one."""
+    return WINDOW if rounds or any(like.ragged) else LONG * WINDOW
 
 
 def reason(error: BaseException) -> str:
@@ -104,19 +143,55 @@ class Reader:
         self.cache: dict[int, Example] = {}
         self.room = CACHE_BYTES
 
-    def read(self, index: int, keep: bool = False) -> Example:
-        example = self.cache.pop(index, None)
-        if example is None:
-            example = split(self.source[index])
-        if keep:
-            self.room -= sum(leaf.nbytes for leaf in jax.tree.leaves(example.arrays)) + 512
-            if self.room > 0:
-                self.cache[index] = example
-        return example
+    def read(self, indices: Index) -> list[Any]:
+        """What the source gives, or what it raises, for each; many at a time where it can.
+
+        Raises:
+            JaxplainError: a source whose `__getitems__` gives another number than was asked for.
+        """
+        if len(indices) > 1 and hasattr(self.source, "__getitems__"):
+            found = None
+            with contextlib.suppress(Exception):  # whose fault it was shows one by one
+                found = self.source.__getitems__(list(indices))
+            if found is not None and len(found) != len(indices):
+                raise JaxplainError(
+                    f"the source's __getitems__ gave {len(found)} examples for {len(indices)} "
+                    "positions: it must give one for each, in their order"
+                )
+            if found is not None:
+                return list(found)
+        found = []
+        for index in indices:
+            try:
+                found.append(self.source[index])
+            except Exception as error:
+                found.append(error)
+        return found
+
+    def examples(self, indices: Index, keep: bool = False) -> list[Example | Exception]:
+        """Each example, split, or why there is none."""
+        found: dict[int, Example | Exception]
+        found = {index: self.cache.pop(index) for index in indices if index in self.cache}
+        absent = [index for index in indices if index not in found]
+        found |= dict(zip(absent, map(settled, self.read(absent)), strict=True))
+        for index, example in found.items():
+            if keep and isinstance(example, Example):
+                self.room -= sum(leaf.nbytes for leaf in jax.tree.leaves(example.arrays)) + 512
+                if self.room > 0:
+                    self.cache[index] = example
+        return [found[index] for index in indices]
 
     def forget(self) -> None:
         self.cache.clear()
         self.room = CACHE_BYTES
+
+
+def settled(given: Any) -> Example | Exception:
+    """`split`, of what a source gave; an error stays one."""
+    try:
+        return given if isinstance(given, Exception) else split(given)
+    except Exception as error:
+        return error
 
 
 def sort_window(
@@ -124,33 +199,38 @@ def sort_window(
     indices: range,
     lengths: tuple[int, ...],
     max_length: int | None,
-) -> tuple[dict[int, list[int]], dict[int, str]]:
+) -> tuple[Mapping[int, Index], dict[int, str]]:
     """Group a window's examples by bucket; give the unreadable ones with their reasons.
 
     Only ragged examples are read for it; examples of one shape need no look.
     """
     if not any(reader.like.ragged):
-        return {FIXED: list(indices)}, {}
+        return {FIXED: indices}, {}
     groups: dict[int, list[int]] = {}
     errors: dict[int, str] = {}
-    for index in indices:
-        try:
-            length = fit(reader.read(index, keep=True), reader.like)
-            groups.setdefault(bucket_of(length, lengths, max_length), []).append(index)
-        except Exception as error:
-            errors[index] = reason(error)
+    many = TOGETHER if hasattr(reader.source, "__getitems__") else 1
+    for start in range(0, len(indices), many):
+        some = indices[start : start + many]
+        for index, example in zip(some, reader.examples(some, keep=True), strict=True):
+            try:
+                if isinstance(example, Exception):
+                    raise example
+                length = fit(example, reader.like)
+                groups.setdefault(bucket_of(length, lengths, max_length), []).append(index)
+            except Exception as error:
+                errors[index] = reason(error)
     return dict(sorted(groups.items())), errors
 
 
 def cut(
-    groups: dict[int, list[int]],
+    groups: Mapping[int, Index],
     errors: dict[int, str],
     sizes: dict[int, int],
     shard_size: int,
-) -> list[list[Batch]]:
+) -> Shards:
     """Cut a window into batches, and gather whole batches into shards of about `shard_size`."""
     batches = [
-        Batch(bucket, sizes[bucket], tuple(group[start : start + sizes[bucket]]))
+        Batch(bucket, sizes[bucket], group[start : start + sizes[bucket]])
         for bucket, group in groups.items()
         for start in range(0, len(group), sizes[bucket])
     ]
@@ -190,6 +270,12 @@ def batch_size_for(count: int, more: bool, bucket: int, devices: int, platform: 
         return round_up(most, devices)
     batches = -(-count // most)
     return round_up(-(-count // batches), devices)
+
+
+def tiny_batch_size(size: int, like: Layout, shard_size: int) -> int:
+    """Rows of a program of many tiny examples, if it is small: a batch costs more than they do."""
+    numbers = sum(int(np.prod(shape)) for shape in like.shapes)
+    return max(size, min(TINY * size, TINY_NUMBERS // max(numbers, 1), shard_size) // size * size)
 
 
 def shard_size_for(asked: int | str, count: int) -> int:

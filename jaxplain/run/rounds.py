@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxplain.run import gaps, plan, store
+from jaxplain.run import columns, gaps, plan, store
+from jaxplain.run.columns import Block
 from jaxplain.run.precision import Effort, distance, join
-from jaxplain.run.store import Record
 from jaxplain.run.trees import rebuild, unbuild
 
 KEPT = 16  # shards of the round before that stay in memory, at most
@@ -26,7 +26,7 @@ class Rounds:
     def __init__(self, out: Path, window: int, efforts: tuple[Effort, ...], tolerance: float):
         self.out, self.window, self.efforts, self.tolerance = out, window, efforts, tolerance
         self.places: dict[int, tuple[int, int]] = {}  # of the round before: shard and row
-        self.shards: OrderedDict[int, list[Record]] = OrderedDict()
+        self.shards: OrderedDict[int, store.Rows] = OrderedDict()
         self.level = 0
 
     def pending(self, level: int, shards: list[list[plan.Batch]]) -> dict[int, list[int]]:
@@ -40,7 +40,7 @@ class Rounds:
             for batch in shard:
                 for index in batch.indices:
                     self.places[index] = number, row
-                    if content["errors"][row] is None and not content["converged"][row]:
+                    if row not in content["failed"] and not content["converged"][row]:
                         groups.setdefault(batch.bucket, []).append(index)
                     row += 1
         return dict(sorted(groups.items()))
@@ -56,14 +56,14 @@ class Rounds:
         self.shards.move_to_end(number)
         return self.shards[number][row].result
 
-    def settle(self, level: int, tree: Any, rows: list[tuple]) -> tuple[list[tuple], list[bool]]:
-        """The records of a round, joined to those before; and which are precise enough.
+    def settle(self, level: int, tree: Any, block: Block) -> tuple[Block, list[bool]]:
+        """The rows of a round, joined to those before; and which are precise enough.
 
         Raises:
             JaxplainError: results that do not say.
         """
         done, converged = [], []
-        for index, values, notes, error in rows:
+        for index, values, notes, error in columns.rows(block):
             near = False
             if values is not None:
                 result = rebuild(tree, iter(values))
@@ -73,9 +73,11 @@ class Rounds:
                 near = distance(result) <= self.tolerance
             done.append((index, values, notes, error))
             converged.append(bool(near))
-        return done, converged
+        return columns.of_rows(done), converged
 
-    def tally(self, levels: list[list[list[plan.Batch]]], gap: Any) -> tuple[Counter, list]:
+    def tally(
+        self, levels: list[list[list[plan.Batch]]], gap: Any
+    ) -> tuple[Counter, list[np.ndarray]]:
         """How many examples ended after which round, and whether there; and their gaps."""
         last: dict[int, tuple[int, bool]] = {}
         found: dict[int, np.ndarray] = {}
@@ -83,15 +85,16 @@ class Rounds:
             for number in range(len(shards)):
                 path = store.shard_path(self.out, self.window, number, level)
                 content = store.unpack(path)
-                good = [i for i, error in enumerate(content["errors"]) if error is None]
-                for index in {*content["index"]} - {content["index"][row] for row in good}:
-                    last.pop(index, None)  # failed in this round: what it had does not count
-                    found.pop(index, None)
+                index = columns.unpack_index(content["examples"])
+                good = [row for row in range(len(index)) if row not in content["failed"]]
+                for row in content["failed"]:
+                    last.pop(index[row], None)  # failed in this round: what it had does not count
+                    found.pop(index[row], None)
                 for row in good:
-                    last[content["index"][row]] = level, content["converged"][row]
+                    last[index[row]] = level, content["converged"][row]
                 if gap:
                     for row, numbers in zip(good, gaps.of_shard(content, gap), strict=True):
-                        found[content["index"][row]] = numbers
+                        found[index[row]] = numbers
         return Counter(last.values()), list(found.values())
 
 

@@ -3,19 +3,20 @@
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxplain.run import gaps, plan, rounds, store
+from jaxplain.run import columns, gaps, plan, rounds, store
 from jaxplain.run.parts import Settings, Summary
-from jaxplain.run.pipeline import Pipeline, Task, planned, unread
+from jaxplain.run.pipeline import Pipeline, Task
 from jaxplain.run.processes import POLL, Step, Team
 from jaxplain.run.progress import State
 from jaxplain.run.rounds import Rounds
 from jaxplain.types import JaxplainError
 
 REASONS = 20  # of failures, that are told
+DIFFERENT = 10_000  # reasons that are counted, of which those are the most frequent
 AHEAD = 4  # shards a process that are planned before process 0 gets to them
 
 
@@ -31,7 +32,7 @@ class Window:
 
     def __init__(self, number: int, settings: Settings):
         self.number = number
-        self.levels: list[list[list[plan.Batch]]] = []
+        self.levels: list[plan.Shards] = []
         self.waiting: set[int] = set()
         self.rounds: Rounds | None = None
         if settings.efforts and settings.tolerance:
@@ -52,7 +53,7 @@ class Job:
         self.done = self.failed = self.resumed = 0
         self.counted = 0  # of what other processes have finished
         self.gap = gaps.places(settings.outputs.names)
-        self.gaps: gaps.Numbers = []
+        self.gaps = gaps.Tally()
         self.reasons: Counter = Counter()  # why examples failed
         self.ended: Counter = Counter()  # how many examples ended after which round, and how
         self.doing = "explained"
@@ -79,7 +80,7 @@ class Job:
 
     def lead(self) -> dict[str, Any]:
         """Plan windows, do what nobody else has taken, give rounds, until all is on disk."""
-        later = iter(range(-(-self.count // plan.WINDOW)))
+        later = iter(range(-(-self.count // self.s.window)))
         opened: dict[int, Window] = {}
         steps: deque[Step] = deque()
         more = True
@@ -134,7 +135,7 @@ class Job:
         self.report("planning")
         return self.begin(window, self.plan_window(window.number))
 
-    def begin(self, window: Window, shards: list[list[plan.Batch]]) -> list[Step]:
+    def begin(self, window: Window, shards: plan.Shards) -> list[Step]:
         """Count what is there of a round, and say what is not."""
         window.levels.append(shards)
         missing = self.verify(window, range(len(shards)), resumed=True)
@@ -166,7 +167,7 @@ class Job:
             path = store.plan_path(self.s.out, window.number, len(window.levels))
             shards = []
             with contextlib.suppress(FileNotFoundError, store.Damaged):
-                shards = planned(store.unpack(path))
+                shards = plan.unpack(store.unpack(path))
             wanted = sorted(i for group in groups.values() for i in group)
             if sorted(i for shard in shards for b in shard for i in b.indices) != wanted:
                 devices = self.s.mesh.shape["data"]
@@ -182,7 +183,7 @@ class Job:
         if window.rounds:
             ended, found = window.rounds.tally(window.levels, self.gap)
             self.ended += ended
-            self.gaps.append(gaps.together(found))
+            self.gaps = gaps.add(self.gaps, found)
             self.doing = "explained"
         after = store.plan_path(self.s.out, window.number, len(window.levels))
         if self.s.retry or after.exists():
@@ -191,17 +192,17 @@ class Job:
         if self.team.alone or self.pipeline.reader.room <= 0:
             self.pipeline.reader.forget()
 
-    def plan_window(self, window: int) -> list[list[plan.Batch]]:
+    def plan_window(self, window: int) -> plan.Shards:
         """The shards of a window, as first planned: read back if they were, else cut and kept."""
         path = store.plan_path(self.s.out, window)
         content: Any = None
         with contextlib.suppress(FileNotFoundError, store.Damaged):
             content = store.unpack(path)
-        if content is not None and self.s.retry and unread(content):
+        if content is not None and self.s.retry and unread(plan.unpack(content)):
             content = None  # planned as if it were for the first time
         if content is None:
-            start = window * plan.WINDOW
-            indices = range(start, min(start + plan.WINDOW, self.count))
+            start = window * self.s.window
+            indices = range(start, min(start + self.s.window, self.count))
             groups, errors = plan.sort_window(
                 self.pipeline.reader, indices, self.s.lengths, self.s.max_length
             )
@@ -209,11 +210,11 @@ class Job:
             shards = plan.cut(groups, errors, self.pipeline.sizes, self.s.shard_size)
             content = self.keep_plan(path, shards)
         self.pipeline.sizes |= {bucket: size for bucket, size in content["sizes"]}
-        return planned(content)
+        return plan.unpack(content)
 
-    def keep_plan(self, path: Path, shards: list[list[plan.Batch]]) -> dict[str, Any]:
+    def keep_plan(self, path: Path, shards: plan.Shards) -> dict[str, Any]:
         content = {
-            "shards": [[list(b) for b in shard] for shard in shards],
+            "shards": plan.pack(shards),
             "sizes": [list(item) for item in self.pipeline.sizes.items()],
         }
         with store.writing(self.s.out):
@@ -227,24 +228,17 @@ class Job:
         """
         missing, level = [], window.level
         for number in numbers:
-            indices = [i for batch in window.levels[level][number] for i in batch.indices]
-            try:
-                content = store.unpack(store.shard_path(self.s.out, window.number, number, level))
-                whole = content["index"] == indices and content["run"] == self.s.identity
-                if resumed and self.s.retry:
-                    whole = whole and not any(content["errors"])
-            except (FileNotFoundError, store.Damaged):
-                whole = False
-            if whole:
-                failed = sum(error is not None for error in content["errors"])
-                self.count_in(level, len(indices), failed)
-                self.reasons.update(filter(None, content["errors"]))
-                self.resumed += len(indices) if level == 0 and resumed else 0
-                self.counted += 0 if resumed else len(indices)
-                if self.gap and not window.rounds:
-                    self.gaps.append(gaps.together(gaps.of_shard(content, self.gap)))
-            else:
+            index = plan.index_of(window.levels[level][number])
+            path = store.shard_path(self.s.out, window.number, number, level)
+            content = store.read_shard(path, index, self.s.identity)
+            if content is None or (resumed and self.s.retry and content["failed"]):
                 missing.append(number)
+                continue
+            self.count_in(level, len(index), content["failed"])
+            self.resumed += len(index) if level == 0 and resumed else 0
+            self.counted += 0 if resumed else len(index)
+            if self.gap and not window.rounds:
+                self.gaps = gaps.add(self.gaps, gaps.of_shard(content, self.gap))
         return missing
 
     # ---- every process
@@ -257,29 +251,38 @@ class Job:
             window = Window(step.window, self.s)
             for level in range(step.level + 1):
                 path = store.plan_path(self.s.out, window.number, level)
-                window.levels.append(planned(store.unpack(path)))
+                window.levels.append(plan.unpack(store.unpack(path)))
             if window.rounds and step.level:
                 window.rounds.pending(step.level - 1, window.levels[step.level - 1])
             self.compute(window, step)
         raise AssertionError("process 0 ended without a word")
 
     def compute(self, window: Window, step: Step) -> None:
-        def written(number: int, records: list) -> None:
+        def written(number: int, block: columns.Block) -> None:
             window.waiting.discard(number)
-            failed = sum(error is not None for *_, error in records)
-            self.count_in(step.level, len(records), failed)
-            self.reasons.update(error for *_, error in records if error is not None)
+            self.count_in(step.level, len(block.index), block.failed)
             if self.gap and not window.rounds:
-                kept = (values for _, values, _, _ in records if values is not None)
-                found = [gaps.of_values(values, self.gap) for values in kept]
-                self.gaps.append(gaps.together(found))
+                self.gaps = gaps.add(self.gaps, gaps.of_columns(block.columns, self.gap))
 
         shards = window.levels[step.level]
         self.pipeline.compute(
             Task(window.number, step.level, shards, step.missing, window.rounds, written)
         )
 
-    def count_in(self, level: int, many: int, failed: int) -> None:
+    def count_in(self, level: int, many: int, failed: Mapping[int, str]) -> None:
         """Count examples as done or failed; in later rounds, those that failed after all."""
-        self.failed += failed
-        self.done += many - failed if level == 0 else -failed
+        self.failed += len(failed)
+        self.done += many - len(failed) if level == 0 else -len(failed)
+        tell(self.reasons, failed)
+
+
+def tell(reasons: Counter, failed: Mapping[int, str]) -> None:
+    """Count why examples failed; reasons that come after many other ones are not counted."""
+    for reason in failed.values():
+        if reason in reasons or len(reasons) < DIFFERENT:
+            reasons[reason] += 1
+
+
+def unread(shards: plan.Shards) -> bool:
+    """Whether a plan has examples that could not be read."""
+    return any(batch.bucket == plan.FAILED for shard in shards for batch in shard)

@@ -8,34 +8,41 @@
     kept.msgpack          arrays that belong to the run as a whole, where it has some
     processes/            of a run of several processes, while it goes on
 
+A shard holds its examples' positions, why some failed, their notes, and the results leaf by leaf:
+those of one shape as one array. Positions that follow one another are kept as the first and the
+end, so that neither plans nor what is read of them grow with examples of one shape.
+
 Every msgpack file starts with a mark and a checksum of the rest, is written under a temporary name,
 synced and renamed; so a file under its final name is whole, and a damaged one is noticed. Nothing
 is ever unpickled.
 """
 
+import bisect
 import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
 import jax
-import jax.numpy as jnp
 import msgpack
 import numpy as np
 
-from jaxplain.run import shown
+from jaxplain.run import columns, shown
+from jaxplain.run.columns import Block, Index
 from jaxplain.run.trees import describe, rebuild
 from jaxplain.types import JaxplainError, PyTree
 
-FORMAT = "jaxplain run 1"
+FORMAT = "jaxplain run 2"
 MARK = b"JXP1"
 KEPT = "kept.msgpack"
 DIGEST = 16
+
+Present = dict[int, set[tuple[int, int]]]  # level and number of shards, by window
 
 
 class Record(NamedTuple):
@@ -101,7 +108,7 @@ def unpack(path: Path) -> Any:
         Damaged: if its checksum does not agree.
         FileNotFoundError: if it is not there.
     """
-    raw = path.read_bytes()
+    raw = memoryview(path.read_bytes())
     mark, digest, body = raw[: len(MARK)], raw[len(MARK) : len(MARK) + DIGEST], raw[4 + DIGEST :]
     if mark != MARK or hashlib.blake2b(body, digest_size=DIGEST).digest() != digest:
         raise Damaged(f"{path} is damaged: run the same command again to compute it anew")
@@ -121,68 +128,87 @@ def note(value: Any) -> Any:
     return str(value)
 
 
-def pack_records(
+def pack_block(
     tree: Any,
-    records: list[tuple[int, list | None, dict, str | None]],
+    block: Block,
     *,
     run: str = "",
     effort: int | None = None,
     converged: list[bool] | None = None,
 ) -> bytes:
-    """Pack `(index, leaves, notes, error)` rows, leaf by leaf, into a shard's bytes.
+    """Pack a block of rows into a shard's bytes.
 
     `run` is the run's identity. With a tolerance, `effort` is that of all rows, and `converged`
     says who is within it.
     """
-    good = [leaves for _, leaves, _, _ in records if leaves is not None]
-    columns = []
-    for column in zip(*good, strict=True):
-        column = [np.asarray(a) for a in column]
-        columns.append(
-            {
-                "dtype": str(column[0].dtype),
-                "shapes": [list(a.shape) for a in column],
-                "data": b"".join(np.ascontiguousarray(a).tobytes() for a in column),
-            }
-        )
+    noted = any(block.notes)
     return pack(
         {
             "run": run,
-            "index": [index for index, *_ in records],
-            "errors": [error for *_, error in records],
-            "notes": [note(notes) for _, _, notes, _ in records],
+            "examples": columns.pack_index(block.index),
+            "failed": block.failed,
+            # Packed by themselves: who counts and checks need not unpack them.
+            "notes": msgpack.packb([note(row) for row in block.notes]) if noted else b"",
             "tree": tree,
-            "columns": columns,
+            "columns": [columns.pack_column(column) for column in block.columns],
         }
         | ({} if converged is None else {"effort": effort, "converged": converged})
     )
 
 
-def unpack_records(path: Path) -> list[Record]:
-    """Read a shard's records."""
-    content = unpack(path)
-    columns = []
-    for column in content["columns"]:
-        dtype, start, arrays = jnp.dtype(column["dtype"]), 0, []
-        data = np.frombuffer(column["data"], dtype)
-        for shape in column["shapes"]:
-            stop = start + int(np.prod(shape, dtype=np.int64))
-            arrays.append(data[start:stop].reshape(shape))
-            start = stop
-        columns.append(arrays)
-    records, row = [], 0
-    rows = [content["index"], content["errors"], content["notes"]]
-    rows.append(content.get("converged") or [None] * len(rows[0]))
-    for index, error, notes, converged in zip(*rows, strict=True):
-        result = None
-        if error is None:
-            result = rebuild(content["tree"], iter([column[row] for column in columns]))
-            row += 1
-        effort = content.get("effort") if error is None else None
-        records.append(
-            Record(index, result, notes, error, effort, converged if error is None else None)
-        )
-    return records
+def pack_records(
+    tree: Any, records: Sequence[tuple[int, list | None, dict, str | None]], **more: Any
+) -> bytes:
+    """`pack_block` of `(index, leaves, notes, error)` rows."""
+    return pack_block(tree, columns.of_rows(records), **more)
+
+
+class Rows(Sequence[Record]):
+    """The records of one shard, each made when it is asked for."""
+
+    def __init__(self, content: dict[str, Any]):
+        self.content = content
+        self.positions = columns.unpack_index(content["examples"])
+        self.columns = columns.unpack_columns(content)
+        self.failed = sorted(content["failed"])
+        self.notes = msgpack.unpackb(content["notes"]) if content["notes"] else None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        index, content = self.positions[row], self.content
+        row %= len(self)
+        notes = self.notes[row] if self.notes else {}
+        if row in content["failed"]:
+            return Record(index, None, notes, content["failed"][row])
+        place = row - bisect.bisect(self.failed, row)
+        # Copies: who keeps a record keeps no shard.
+        leaves = (leaf.copy() for leaf in columns.leaves(self.columns, place))
+        result = rebuild(content["tree"], leaves)
+        near = content["converged"][row] if "converged" in content else None
+        return Record(index, result, notes, None, content.get("effort"), near)
+
+
+def unpack_records(path: Path) -> Rows:
+    """Read a shard: its records, in its order.
+
+    Raises:
+        Damaged: if its checksum does not agree.
+        FileNotFoundError: if it is not there.
+    """
+    return Rows(unpack(path))
+
+
+def read_shard(path: Path, index: Index, run: str) -> dict[str, Any] | None:
+    """A shard's content if it is whole, of this run, and holds these examples; None otherwise."""
+    with contextlib.suppress(FileNotFoundError, Damaged):
+        content = unpack(path)
+        if content["examples"] == columns.pack_index(index) and content["run"] == run:
+            return content
+    return None
 
 
 def write_kept(out: Path, keep: PyTree) -> None:
@@ -229,6 +255,19 @@ def prune(out: Path, window: int, counts: list[int]) -> None:
         path.unlink(missing_ok=True)
 
 
+def present(out: Path) -> Present:
+    """The shards that are there."""
+    found: Present = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(out / "shards") as entries:
+        for entry in entries:
+            stem, ending = os.path.splitext(entry.name)
+            if ending == ".msgpack" and not stem.startswith("."):
+                place, _, level = stem.partition(".")
+                window, number = place.split("-")
+                found.setdefault(int(window), set()).add((int(level or 0), int(number)))
+    return found
+
+
 def read_info(out: Path) -> dict[str, Any] | None:
     """The content of run.json; None where the directory is absent or empty.
 
@@ -258,7 +297,13 @@ def read_info(out: Path) -> dict[str, Any] | None:
         raise JaxplainError(
             f"{record} is not readable as JSON: it was altered; give another directory"
         ) from None
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
+    known = info.get("format") if isinstance(info, dict) else None
+    if known != FORMAT and str(known).startswith("jaxplain run "):
+        raise JaxplainError(
+            f"{out} is in format {known!r}, and this version reads {FORMAT!r}: give another "
+            "directory, or read it with the version of jaxplain that wrote it"
+        )
+    if known != FORMAT:
         kind = NoRecord if ours(out) else JaxplainError
         raise kind(f"{record} is not the record of a jaxplain run of format {FORMAT!r}")
     return info

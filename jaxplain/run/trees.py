@@ -103,8 +103,8 @@ def split(example: Any) -> Example:
         raise JaxplainError("the example holds no numeric array")
     digest = hashlib.blake2b(digest_size=8)
     for leaf in leaves:
-        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).data.cast("B") if leaf.size else b"")
+        digest.update(heading(leaf.dtype, leaf.shape))
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     low, high = np.frombuffer(digest.digest(), np.uint32)
     return Example(arrays, notes, (int(low), int(high)))
 
@@ -114,6 +114,11 @@ def kind_of(example: Example) -> tuple:
     leaves = jax.tree.leaves(example.arrays)
     structure = jax.tree.structure(example.arrays)
     return structure, *((leaf.dtype, leaf.ndim, leaf.shape[1:]) for leaf in leaves)
+
+
+def heading(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """What the digest says of a leaf before its bytes."""
+    return f"{dtype}{shape}".encode()
 
 
 def layout(examples: list[Example], ragged: str | tuple[str, ...]) -> Layout:
@@ -201,6 +206,12 @@ def stack(rows: list[Example], like: Layout, length: int | None, size: int) -> P
         batch[len(rows) :] = batch[:1]
         columns.append(batch)
     return jax.tree.unflatten(like.tree, columns)
+
+
+def fill(rows: np.ndarray, size: int) -> np.ndarray:
+    """Rows of one shape as a batch of `size`; see `stack` for the missing ones."""
+    missing = size - len(rows)
+    return np.concatenate([rows, np.repeat(rows[:1], missing, axis=0)]) if missing else rows
 
 
 def shaped(like: Layout, length: int | None, size: int) -> PyTree:

@@ -1,6 +1,7 @@
 """`verify`: whether a run is what it says, file by file, and example by example."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxplain.run import batches, fingerprint, plan, precision, store
 from jaxplain.run import compile as compiler
 from jaxplain.run.begin import begin
+from jaxplain.run.columns import Index, pack_index, rows
 from jaxplain.run.parts import Settings
-from jaxplain.run.pipeline import computing, planned
+from jaxplain.run.pipeline import computing
 from jaxplain.run.precision import Effort, join
+from jaxplain.run.records import Records
 from jaxplain.run.trees import describe, rebuild, unbuild
 from jaxplain.types import JaxplainError, PyTree
 
@@ -104,16 +107,13 @@ def verify(
     )  # fmt: skip
     lines = fingerprint.differences(info, now)
     problems += [f"{out} holds another run: {line}" for line in lines]
-    if sample < 1 or not found.rows:
+    chosen = _sample(found.sound, seed, sample)
+    if not chosen:
         return Verification(found.shards, found.records, tuple(problems), 0, seed, None, 0.0)
-    draw = np.random.default_rng(seed)
-    order = sorted(found.rows)
-    chosen = [order[i] for i in draw.permutation(len(order))[:sample]]
     compared, exact, largest, wrong = 0, True, 0.0, []
-    recompute = _Recompute(out, settings, examples, found)
+    recompute = _Recompute(settings, examples, found.sound)
     for index, result in recompute.batches_of(chosen):
-        before = found.result(out, index)
-        same, distance = _compare(before, result)
+        same, distance = _compare(found.sound[index].result, result)
         compared, exact, largest = compared + 1, exact and same, max(largest, distance)
         if not (same if _same_machine(info, now) else distance <= ROUNDING):
             wrong.append((index, distance))
@@ -129,88 +129,99 @@ def verify(
 
 
 class _Found(NamedTuple):
-    """What the files of a run hold: where each example's results are, round by round."""
+    """What the files of a run hold; its records, of the shards that nothing is wrong with."""
 
     shards: int
     records: int
     problems: list[str]
-    batches: dict[tuple[int, int], tuple[int, plan.Batch]]  # (index, level) -> its window and batch
-    rows: dict[int, tuple[int, int, int]]  # of explained examples: window, shard, level
-
-    def result(self, out: Path, index: int) -> PyTree:
-        window, shard, level = self.rows[index]
-        records = store.unpack_records(store.shard_path(out, window, shard, level))
-        return next(r.result for r in records if r.index == index)
+    sound: Records
 
 
 def _files(out: Path, info: dict[str, Any]) -> _Found:
     """Read every file."""
-    identity = fingerprint.identity(info)
-    found = _Found(0, 0, [], {}, {})
+    identity, complete = fingerprint.identity(info), info.get("status") == "complete"
     shards = records = 0
-    problems = found.problems
-    seen: set[int] = set()
+    problems: list[str] = []
+    sound: store.Present = {}
     try:
         store.read_kept(out)
     except store.Damaged as error:
         problems.append(str(error))
     for window, level, path in store.plans(out):
         try:
-            every = planned(store.unpack(path))
+            every = plan.unpack(store.unpack(path))
         except store.Damaged as error:
             problems.append(str(error))
             continue
         for number, shard in enumerate(every):
-            name = store.shard_path(out, window, number, level)
-            indices = [index for batch in shard for index in batch.indices]
-            for batch in shard:
-                found.batches.update({(i, level): (window, batch) for i in batch.indices})
+            name, index = store.shard_path(out, window, number, level), plan.index_of(shard)
             try:
                 content = store.unpack(name)
             except store.Damaged as error:
                 problems.append(str(error))
                 continue
             except FileNotFoundError:
-                if info.get("status") == "complete":
+                if complete:
                     problems.append(f"{name} is missing: run the same command again to compute it")
                 continue
             shards += 1
-            if content["index"] != indices:
+            if content["examples"] != pack_index(index):
                 problems.append(f"{name} holds other examples than its plan says: it was swapped")
                 continue
-            if content.get("run") != identity:
+            if content["run"] != identity:
                 problems.append(
                     f"{name} belongs to another run, or run.json was altered since it was written"
                 )
             if level == 0:
-                records += len(indices)
-            for index, error in zip(indices, content["errors"], strict=True):
-                seen.add(index)
-                if error is None:
-                    found.rows[index] = window, number, level
-    if info.get("status") == "complete" and len(seen) < info["examples"] and not problems:
-        problems.append(f"{info['examples'] - len(seen)} of {info['examples']} examples are absent")
-    return found._replace(shards=shards, records=records)
+                records += len(index)
+            sound.setdefault(window, set()).add((level, number))
+    found = Records(out, info, sound)
+    if complete and not problems and len(found) < info["examples"]:
+        problems.append(
+            f"{info['examples'] - len(found)} of {info['examples']} examples are absent"
+        )
+    return _Found(shards, records, problems, found)
+
+
+def _sample(sound: Records, seed: int, sample: int) -> list[int]:
+    """Random examples that have a result, `sample` of them where there are as many."""
+    order = map(int, np.random.default_rng(seed).permutation(sound.info["examples"]))
+    known = (index for index in order if _level(sound, index) is not None)
+    return list(islice(known, max(sample, 0)))
+
+
+def _level(sound: Records, index: int) -> int | None:
+    """The round that an example's result is of; None where it has none."""
+    place = sound.place(index)
+    return None if place is None or sound[index].error is not None else place[1]
 
 
 class _Recompute:
     """Batches as the run had them, computed anew."""
 
-    def __init__(self, out: Path, settings: Settings, examples: Any, found: _Found):
-        self.out, self.s, self.found = out, settings, found
+    def __init__(self, settings: Settings, examples: Any, sound: Records):
+        self.s, self.sound = settings, sound
         self.reader = plan.Reader(examples, settings.like)
         self.programs: dict[tuple, compiler.Program] = {}
-        self.done: dict[tuple[int, tuple[int, ...]], dict[int, PyTree]] = {}
+        self.plans: dict[tuple[int, int], plan.Shards] = {}
+        self.done: dict[tuple[int, Index], dict[int, PyTree]] = {}
+
+    def batch(self, index: int, level: int) -> plan.Batch:
+        """The batch that an example was in, in a round."""
+        key = index // self.s.window, level
+        if key not in self.plans:
+            self.plans[key] = plan.unpack(store.unpack(store.plan_path(self.s.out, *key)))
+        return next(b for shard in self.plans[key] for b in shard if index in b.indices)
 
     def batches_of(self, chosen: list[int]) -> Iterator[tuple[int, PyTree]]:
         """`(index, result)` of the chosen examples; batch mates of theirs that ended in the same
         round come along."""
         told: set[int] = set()
         for index in chosen:
-            level = self.found.rows[index][2]
-            _, batch = self.found.batches[index, level]
-            for mate in batch.indices:
-                if mate in told or self.found.rows.get(mate, (0, 0, -1))[2] != level:
+            level = _level(self.sound, index)
+            assert level is not None
+            for mate in self.batch(index, level).indices:
+                if mate in told or _level(self.sound, mate) != level:
                     continue
                 if mate != index and level:  # its earlier rounds were in other batches
                     continue
@@ -225,7 +236,7 @@ class _Recompute:
 
     def computed(self, index: int, level: int) -> PyTree:
         """One round's own result of an example."""
-        _, batch = self.found.batches[index, level]
+        batch = self.batch(index, level)
         key = level, batch.indices
         if key not in self.done:
             self.done[key] = self.run(batch, level)
@@ -244,12 +255,12 @@ class _Recompute:
                 self.s.explain, self.s.params, self.s.key, self.s.like, batch.bucket or None, size,
                 self.s.mesh, memory=None, **rounds,
             )  # fmt: skip
-        rows = NamedSharding(self.s.mesh, PartitionSpec("data"))
+        split = NamedSharding(self.s.mesh, PartitionSpec("data"))
         with computing():
-            given = jax.device_put((work.arrays, work.digests), rows)
+            given = jax.device_put((work.arrays, work.digests), split)
             last = rounds.get("rounds", ())
             made = self.programs[name].call(self.s.params, self.s.key, *given, *last)
-            rows_of = list(batches.records(work, *made, self.s.outputs))
+            rows_of = list(rows(batches.block(work, *made, self.s.outputs)))
         tree = self.s.outputs.tree
         return {
             index: None if values is None else rebuild(tree, iter(values))
