@@ -26,6 +26,7 @@ FLOORS = {
     "training": 3,
     "run": 4,
     "report": 5,
+    "export": 5,
     "plot": 6,
     "cli": 6,
 }
