@@ -1,6 +1,6 @@
 """Explaining under another engine: Ray Data feeds two workers, and what comes out is Parquet.
 
-    pip install 'jaxplain[arrow]' 'ray[data]'
+    pip install 'jaxplain[ray]'
     JAXPLAIN_DATA=path/to/data python -m examples.ray_data --out runs/ray
 
 The sentences are SST-2's development set, or without JAXPLAIN_DATA those that are bundled; the

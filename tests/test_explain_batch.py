@@ -1,11 +1,17 @@
 """Batches in memory: the records of a run, without a run."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 import jaxplain as jxp
+from examples import ray_data
+from jaxplain import models
 from jaxplain.run import compile as compiler
 from jaxplain.types import JaxplainError
 from tests.test_run import WIDTH, explain, go, mesh, same, sentences
@@ -145,3 +151,29 @@ def test_what_is_refused(weights):
     # A field whose length varies, and that was not said to: each example says how to say it.
     found = worker(explain, weights, like, ragged=())(sentences(3, seed=1))
     assert all(r.result is None and "pass ragged=('ids',)" in (r.error or "") for r in found)
+
+
+def test_what_a_worker_of_ray_does(monkeypatch):
+    cnn = models.load("cnn")
+    monkeypatch.setattr(models, "load", lambda name: cnn)  # the transformer takes long to compile
+    batch = {"row": np.array([7, 8, 9]), "sentence": np.array(["a fine film", " ", "dull"], object)}
+    table = ray_data.Worker(2)(batch)
+    assert table.schema.names[:-2] == ray_data.SCHEMA.names
+    assert table["index"].to_pylist() == [7, 8, 9]
+    assert table["error"].to_pylist() == [None, "the sentence is empty", None]
+    assert table["pieces"].to_pylist() == [["a", "fine", "film"], None, ["dull"]]
+    scores = table["attribution.scores"].to_pylist()
+    assert [s and len(s) for s in scores] == [3, None, 1]
+    assert scores[0][1] != 0 and table["logits"].type == pa.list_(pa.float32(), 2)
+
+
+def test_under_ray(tmp_path, capsys):
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'jaxplain[ray]'")
+    ray_data.main(out=tmp_path, limit=6, steps=2)
+    printed = capsys.readouterr().out
+    assert "6 of 6 sentences explained, 0 failed" in printed
+    # The main process has 8 devices here, a worker one: sums in another order.
+    found = re.search(r"largest score: (\S+)", printed)
+    assert found and float(found[1]) < 1e-4
+    table = parquet.read_table(tmp_path / "parquet")
+    assert table.num_rows == 6 and set(ray_data.SCHEMA.names) < set(table.column_names)
