@@ -15,8 +15,9 @@ from jaxplain.run.store import Record
 from jaxplain.run.trees import describe, leaf_names, rebuild, unbuild
 from jaxplain.types import JaxplainError, PyTree
 
-BYTES = 64 * 2**20  # of a group, about
+BYTES = 2**27  # of a group, about; each group reads anew the shards that it shares with others
 MOST = 2**16  # rows of a group
+FEW = 64  # numbers of a row that are not worth handling on their own
 OWN = ("index", "error", "effort", "converged")  # a record's own fields
 FILES = ("failed", "notes", "jaxplain")  # what files of numpy hold besides
 
@@ -148,7 +149,7 @@ def picked(shard: Shard, rows: list[int]) -> Rows:
         for name, column in zip(names, content["columns"], strict=True):
             values = np.frombuffer(column["data"], jnp.dtype(column["dtype"]))
             shapes = np.array(column["shapes"], np.int64).reshape(len(column["shapes"]), -1)
-            leaves[name] = ordered(Leaf(values, shapes), wanted)
+            leaves[name] = gathered([Leaf(values, shapes)], wanted)
     good = [error is None for error in errors]
     effort, converged = content.get("effort"), content.get("converged")
     return Rows(
@@ -164,15 +165,19 @@ def picked(shard: Shard, rows: list[int]) -> Rows:
     )
 
 
-def ordered(leaf: Leaf, order: np.ndarray) -> Leaf:
-    """The rows of a leaf that `order` names, copied, in that order."""
-    sizes = leaf.sizes
-    shapes = leaf.shapes[order]
-    if len(sizes) and (sizes == sizes[0]).all():
-        return Leaf(leaf.values.reshape(len(sizes), -1)[order].ravel(), shapes)
-    stops = np.cumsum(sizes)
-    pieces = [leaf.values[stop - n : stop] for stop, n in zip(stops[order], sizes[order])]  # noqa: B905
-    return Leaf(np.concatenate([leaf.values[:0], *pieces]), shapes)
+def gathered(parts: Sequence[Leaf], order: Any) -> Leaf:
+    """The rows that `order` names, of the rows of all parts, copied once."""
+    sizes = np.concatenate([part.sizes for part in parts])
+    shapes = np.concatenate([part.shapes for part in parts])[order]
+    if len(sizes) and sizes[0] < FEW and (sizes == sizes[0]).all():
+        values = np.concatenate([part.values for part in parts]).reshape(len(sizes), -1)
+        return Leaf(values[order].ravel(), shapes)
+    rows = []
+    for part in parts:
+        stops = np.cumsum(part.sizes)
+        pairs = zip(stops, part.sizes, strict=True)
+        rows += [part.values[stop - size : stop] for stop, size in pairs]
+    return Leaf(np.concatenate([parts[0].values[:0], *(rows[row] for row in order)]), shapes)
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
@@ -180,12 +185,10 @@ def joined(parts: Sequence[Rows]) -> Rows:
     fields: list[Any] = [[item for part in parts for item in part[k]] for k in range(5)]
     order = np.argsort(fields[0], kind="stable")
     rank = np.cumsum([error is None for error in fields[1]]) - 1  # among those that did not fail
-    good = [row for row in order if fields[1][row] is None]
-    leaves = {}
-    held = [part.leaves for part in parts if part.leaves]
-    for name in held[0] if held else ():
-        leaf = Leaf(*(np.concatenate(column) for column in zip(*(h[name] for h in held))))  # noqa: B905
-        leaves[name] = ordered(leaf, rank[good])
+    good = rank[[row for row in order if fields[1][row] is None]]
+    leaves, held = {}, [part.leaves for part in parts if part.leaves]
+    for name in list(held[0]) if held else ():
+        leaves[name] = gathered([leaf.pop(name) for leaf in held], good)
     index, error, effort, converged, notes = ([field[row] for row in order] for field in fields)
     return Rows(index, error, effort, converged, notes, leaves)
 

@@ -35,7 +35,7 @@ def to_parquet(run: str | Path | Records, path: str | Path) -> Exported:
     configuration, plan; not `origin`, which holds paths), the run's `identity`, and of each result
     its `dtype` and `shape` in the run.
 
-    The run is read twice, a shard at a time, and written in row groups of about 64 MiB at most;
+    The run is read twice, a shard at a time, and written in row groups of about 128 MiB at most;
     memory holds one shard and some copies of one group. A file that is there is replaced, when the
     new one is whole.
 
