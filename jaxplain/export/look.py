@@ -128,6 +128,8 @@ def kind_of(values: Iterable[Any]) -> Any:
 
     >>> kind_of([1, None, 2.5]), kind_of([["a"], []]), kind_of([{"a": 1}]), kind_of([1, "a"])
     ('float', ('list', 'str'), ('dict', {'a': 'int'}), 'json')
+    >>> kind_of([2**53 + 1, 2]), kind_of([2**53 + 1, 0.5]), kind_of([2**63])
+    ('long', 'json', 'json')
     """
     values = [value for value in values if value is not None]
     types = set(map(type, values))
