@@ -1,6 +1,7 @@
 """Certified explanations of any JAX function, at dataset scale."""
 
 from jaxplain import baselines as baselines
+from jaxplain import export as export
 from jaxplain import models as models
 from jaxplain import plot as plot
 from jaxplain import transformed as transformed
@@ -74,6 +75,7 @@ from jaxplain.run import Record as Record
 from jaxplain.run import Records as Records
 from jaxplain.run import Summary as Summary
 from jaxplain.run import Verification as Verification
+from jaxplain.run import batch_explainer as batch_explainer
 from jaxplain.run import load as load
 from jaxplain.run import precision as precision
 from jaxplain.run import run as run

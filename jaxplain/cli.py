@@ -19,7 +19,7 @@ import jax
 from cyclopts import App, Group, Parameter
 
 import jaxplain
-from jaxplain import bench, models, report
+from jaxplain import bench, export, models, report
 from jaxplain.models import trained
 from jaxplain.report import api, proof
 from jaxplain.report.compare import LIMIT
@@ -32,6 +32,13 @@ from jaxplain.run.own import is_reference, short
 from jaxplain.run.places import choose_devices, choose_process, free_directory
 from jaxplain.types import JaxplainError
 
+EXPORTS = {
+    ".parquet": export.to_parquet,
+    ".pq": export.to_parquet,
+    ".arrow": export.to_arrow,
+    ".feather": export.to_arrow,
+    ".npz": export.to_npz,
+}
 INPUT, METHOD = Group("Model and data", sort_key=1), Group("Explanation", sort_key=2)
 RUN, SHOW = Group("Run", sort_key=3), Group("What is shown", sort_key=4)
 
@@ -371,6 +378,46 @@ def run_bench(
             continue
         row = f"{cost.method:<34}{cost.examples_per_second:>12,.0f}{cost.gradients:>11.2f}"
         print(f"{row}{cost.compile_seconds:>11.1f}{cost.mebibytes:>8.0f}", flush=True)
+    return 0
+
+
+@app.command(name="export")
+def export_run(
+    directory: Annotated[Path, Parameter(name="RUN")],
+    file: Annotated[Path, Parameter(name="FILE")],
+    /,
+) -> int:
+    """Write a run as a table that other tools read: Parquet, Arrow, or numpy's .npz.
+
+    One row an example: its notes, each array of its result, its error. The file's metadata hold
+    what run.json says. A run that is under way gives what is there.
+
+    **Examples**
+
+    - `jaxplain export runs/reviews reviews.parquet`
+    - `jaxplain export runs/reviews reviews.arrow`
+    - `jaxplain export runs/reviews reviews.npz`
+
+    Args:
+        directory: the run's directory.
+        file: what to write: .parquet (or .pq), .arrow (or .feather), or .npz. One that is there is
+            replaced.
+    """
+    ending = file.suffix.lower()
+    if ending not in EXPORTS:
+        raise JaxplainError(
+            f"{file} ends in {ending or 'no extension'}: let it end in .parquet, .arrow or .npz"
+        )
+    done = EXPORTS[ending](directory, file)
+    print(f"{done.rows:,} rows, {done.failed:,} of them failed, {len(done.columns)} columns")
+    for remark in done.remarks:
+        print(remark)
+    if done.missing:
+        print(
+            f"not complete: {done.missing:,} examples are missing; give the command that made the "
+            "run again to finish, and export again"
+        )
+    print(f"file: {done.path}")
     return 0
 
 

@@ -27,6 +27,7 @@ FLOORS = {
     "run": 4,
     "report": 5,
     "bench": 5,
+    "export": 5,
     "plot": 6,
     "cli": 6,
 }

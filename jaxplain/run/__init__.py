@@ -1,5 +1,6 @@
 """A dataset on a mesh: batches, compilation, the store, resuming."""
 
+from jaxplain.run.batch import batch_explainer as batch_explainer
 from jaxplain.run.engine import run as run
 from jaxplain.run.images import ImageFolder as ImageFolder
 from jaxplain.run.parts import Summary as Summary
