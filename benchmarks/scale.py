@@ -47,7 +47,7 @@ class Rows:
         return {"x": np.sin(index * self.waves).astype(np.float32)}
 
     def look(self, index: int) -> None:
-        if index:
+        if index >= self.every:
             self.peaks[index // self.every * self.every] = round(memory(), 1)
 
 

@@ -41,7 +41,7 @@ class Records:
 
     @cached_property
     def _count(self) -> int:
-        return sum(len(self._explained(window)) for window in sorted(self._present))
+        return sum(self._counted(window) for window in sorted(self._present))
 
     def __len__(self) -> int:
         return self._count
@@ -89,6 +89,12 @@ class Records:
         """A window's positions that are explained, in order."""
         found = [np.asarray(index, np.int64) for *_, index in self._plans(window)]
         return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+
+    def _counted(self, window: int) -> int:
+        """How many these are; in the first round no position comes twice."""
+        if any(level for level, _ in self._present[window]):
+            return len(self._explained(window))
+        return sum(len(index) for *_, index in self._plans(window))
 
     def _parts(self, window: int) -> list[tuple[int, np.ndarray]]:
         """By level, the last first: `[R, 4]` first position, end, first row and shard of each part
