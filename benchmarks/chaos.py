@@ -100,6 +100,7 @@ def main() -> None:
         lost=lost,
         doubled=doubled,
         by_kind={name: [survived[name], injected[name]] for name in FAULTS if injected[name]},
+        came_too_late=lab.late,
         skipped=dict(skipped),
         seconds=time.monotonic() - began,
     )
