@@ -28,7 +28,7 @@ from jaxplain.run import job as jobs
 from jaxplain.run.command import Asked, bind
 from jaxplain.run.job import METHODS, defaults, flag
 from jaxplain.run.own import is_reference, short
-from jaxplain.run.places import choose_devices, free_directory
+from jaxplain.run.places import choose_devices, free_directory, placing
 from jaxplain.types import JaxplainError
 
 INPUT, METHOD = Group("Model and data", sort_key=1), Group("Explanation", sort_key=2)
@@ -64,6 +64,7 @@ def explain(
     overwrite: Annotated[bool, Parameter(group=RUN, show_default=False)] = False,
     batch_size: Annotated[str, Parameter(group=RUN)] = "auto",
     devices: Annotated[int | None, Parameter(group=RUN)] = None,
+    model_axis: Annotated[int, Parameter(group=RUN)] = 1,
     show: Annotated[int, Parameter(group=SHOW)] = 5,
     quiet: Annotated[bool, Parameter(group=SHOW, show_default=False)] = False,
     **options: Annotated[str, Parameter(group=METHOD)],
@@ -134,6 +135,8 @@ def explain(
         overwrite: replace another run that is in the directory.
         batch_size: sentences computed at once, over all devices; auto: as many as memory allows.
         devices: how many devices to use. Default: all.
+        model_axis: how many devices share a copy of the model, each with a part of every large
+            array, for models that are larger than a device.
         show: how many sentences to print.
         quiet: print nothing but the summary and the page's path.
         options: the method's own options, such as --steps 64 or --baseline zeros (the reference
@@ -145,14 +148,14 @@ def explain(
     own = [name for name in inspect.signature(explain).parameters if name != "options"]
     jobs.check_options(method, options, own)
     size = read_batch_size(batch_size)
-    mesh = choose_devices(devices)
+    mesh = choose_devices(devices, model_axis)
     if show < 0:
         raise JaxplainError(f"--show must be at least 0, not {show}")
     asked = Asked(
         model, None if data is None else str(data), format, text_column, label_column, limit,
         max_length, method, target, tolerance, background, seed, options,
     )  # fmt: skip
-    job, configuration = bind(asked)
+    job, configuration = bind(asked, placing(mesh))
     if out is None:
         names = [short(job.model.name), method]
         names += [] if data is None else [short(str(data)) if is_reference(data) else data.stem]
@@ -252,6 +255,7 @@ def verify_run(
     data: str | None = None,
     sample: int = 16,
     seed: int = 0,
+    model_axis: int = 1,
 ) -> int:
     """Check that a run is what it says: every file, and a sample of examples computed anew.
 
@@ -270,6 +274,7 @@ def verify_run(
         data: where the data are now. Default: where they were.
         sample: how many examples to compute anew; 0: read the files alone.
         seed: which examples these are.
+        model_axis: how many devices share a copy of the model.
     """
     if sample < 0:
         raise JaxplainError(f"--sample must be at least 0, not {sample}")
@@ -282,7 +287,8 @@ def verify_run(
     else:
         asked = Asked(**origin)
         asked = asked._replace(model=model or asked.model, data=data or asked.data)
-        job, configuration = bind(asked)
+        mesh = choose_devices(None, model_axis)
+        job, configuration = bind(asked, placing(mesh))
         params, keep = job.params(directory, configuration)
         found = verify(
             directory,
@@ -290,6 +296,7 @@ def verify_run(
             params,
             job.source,
             key=jax.random.key(asked.seed),
+            mesh=mesh,
             configuration=configuration,
             keep=keep,
             efforts=job.efforts,

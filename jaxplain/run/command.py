@@ -1,5 +1,6 @@
 """What a command asked for: enough to make its run again."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from jaxplain.run import job as jobs
 from jaxplain.run.fingerprint import jsonable
 from jaxplain.run.job import Job
 from jaxplain.run.own import is_reference
+from jaxplain.types import PyTree
 
 
 class Asked(NamedTuple):
@@ -37,8 +39,12 @@ class Asked(NamedTuple):
         return made
 
 
-def bind(asked: Asked) -> tuple[Job, dict[str, Any]]:
+def bind(
+    asked: Asked, place: Callable[[PyTree], PyTree] | None = None
+) -> tuple[Job, dict[str, Any]]:
     """The job, and the configuration that its run records.
+
+    `place` puts the model's parameters on devices; see `models.load`.
 
     Raises:
         JaxplainError: one line, on anything that does not fit.
@@ -60,6 +66,7 @@ def bind(asked: Asked) -> tuple[Job, dict[str, Any]]:
         max_length=asked.max_length,
         references=asked.background,
         tolerance=asked.tolerance,
+        place=place,
     )
     configuration = {
         "model": job.model.name,

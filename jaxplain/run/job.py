@@ -127,6 +127,7 @@ def prepare(
     max_length: int | None = None,
     references: int | None = None,
     tolerance: float | None = None,
+    place: Callable[[PyTree], PyTree] | None = None,
 ) -> Job:
     """Bind model, data and method, and refuse what does not fit before anything is computed.
 
@@ -142,6 +143,7 @@ def prepare(
             as the sample that layers are measured on (512).
         tolerance: as `run` takes it; the method's steps or samples are then the most that an
             example gets. `word_information` has an option of that name.
+        place: puts the model's parameters on devices; see `models.load`.
 
     Raises:
         JaxplainError: on an unknown name, an option that does not fit, a target that is no class.
@@ -151,6 +153,8 @@ def prepare(
     if references is not None and references < 1:
         raise JaxplainError(f"--background must be at least 1, not {references}")
     loaded = users.load_model(name) if users.is_reference(name) else None
+    if loaded is not None and place is not None:
+        loaded = loaded._replace(params=place(loaded.params))
     if isinstance(loaded, Model):
         if max_length is not None:
             raise JaxplainError(f"--max-length is for texts, and {name} reads arrays: leave it out")
@@ -169,7 +173,7 @@ def prepare(
     explainer = registry.configure(kind, settings)  # before a model is read: it may be refused
     if method == INFORMATION and target != "predicted":
         raise JaxplainError(f"{method} explains no class: leave --target {target} out")
-    model = models.load(name) if loaded is None else loaded
+    model = models.load(name, place=place) if loaded is None else loaded
     data = datasets.for_texts(data)
     texts = data.examples
     if automatic:
