@@ -209,6 +209,11 @@ def test_no_device_ever_holds_a_whole_array():
     assert inputs < program.bytes < whole
     held = program.call.memory_analysis().argument_size_in_bytes  # type: ignore[attr-defined]
     assert 2 * whole / 4 < held < 2 * whole / 4 + 2 * inputs
+    text = program.call.as_text()  # type: ignore[attr-defined]
+    # Devices speak with those that hold the other parts of their copy, and of results alone.
+    groups = re.findall(r"all-reduce\(.*replica_groups=([^ ]*), ", text)
+    assert groups and set(groups) <= {"{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]"}, groups
+    assert "all-gather" not in text
 
 
 # ---- rules

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxplain.models.adapters import per_example as per_example
     from jaxplain.models.checkpoint import restore as restore
     from jaxplain.models.checkpoint import save as save
+    from jaxplain.models.dtype import in_dtype as in_dtype
     from jaxplain.models.sharding import abstract as abstract
     from jaxplain.models.sharding import annotated as annotated
     from jaxplain.models.sharding import largest_axis as largest_axis
@@ -36,6 +37,10 @@ def __getattr__(name: str) -> Any:
         from jaxplain.models import adapters
 
         return getattr(adapters, name)
+    if name == "in_dtype":
+        from jaxplain.models import dtype
+
+        return dtype.in_dtype
     if name in ("abstract", "annotated", "largest_axis", "shard", "shardings"):
         from jaxplain.models import sharding
 

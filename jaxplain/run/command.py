@@ -27,6 +27,7 @@ class Asked(NamedTuple):
     tolerance: float | None
     background: int | None
     seed: int
+    dtype: str
     options: dict[str, str]
 
     def origin(self) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def bind(
         max_length=asked.max_length,
         references=asked.background,
         tolerance=asked.tolerance,
+        dtype=asked.dtype,
         place=place,
     )
     configuration = {
@@ -76,6 +78,7 @@ def bind(
         "target": asked.target,
         "max_length": job.source.max_length,
         "seed": asked.seed,
+        "dtype": asked.dtype,
         "classes": job.model.labels,
     }
     configuration |= {"tolerance": asked.tolerance} if job.efforts else {}

@@ -41,7 +41,7 @@ def of_params(params: PyTree) -> str:
                 leaf = leaf.copy()  # an array keeps what numpy made of it; the copy goes with it
             leaf = np.ascontiguousarray(np.asarray(leaf))
             yield f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}"
-            yield leaf.tobytes() if leaf.size else b""
+            yield leaf.reshape(-1).view(np.uint8).data if leaf.size else b""
 
     return digest(parts())
 
