@@ -84,9 +84,11 @@ def read_scale(scale: str | float, model: TextModel) -> float:
 
 def read_by_embed(model: TextModel) -> list[Array]:
     """The parameters that `embed` reads: those that its result has a gradient with respect to."""
-    slope = jax.grad(lambda p: model.embed(p, jnp.zeros(1, jnp.int32)).sum())
-    # In one program: no gradient of a parameter that is not read is ever made.
-    reached = jax.jit(lambda p: jax.tree.map(lambda g: jnp.any(g != 0), slope(p)))(model.params)
+    slope = jax.grad(lambda p, ids: model.embed(p, ids).sum())
+    # In one program, so that no gradient of a parameter that is not read is ever made; the word is
+    # its argument, or XLA would compute the table's gradient while it compiles.
+    any_of = jax.jit(lambda p, ids: jax.tree.map(lambda g: jnp.any(g != 0), slope(p, ids)))
+    reached = any_of(model.params, jnp.zeros(1, jnp.int32))
     pairs = zip(jax.tree.leaves(model.params), jax.tree.leaves(reached), strict=True)
     return [leaf for leaf, read in pairs if read]
 
