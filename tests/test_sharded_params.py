@@ -376,9 +376,6 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert cli.call(["verify", "parts", "--sample", "4", "--model-axis", "4"]) == 0
     assert "4 examples computed anew, seed 0: bit for bit" in capsys.readouterr().out
-    assert cli.call(["verify", "parts", "--sample", "4"]) == 0  # whole on each device
-    told = re.search(r"within (\S+) of the largest", capsys.readouterr().out)
-    assert told and float(told[1]) < 1e-5  # float32 sums in another order
     for axis in ("3", "0"):
         assert cli.call([*line, "--out", "other", "--model-axis", axis]) == 2
         assert "8 devices can be divided into groups of 1, 2, 4, 8" in capsys.readouterr().err
