@@ -71,7 +71,7 @@ def explained(
 
 def scores_of(result: Any, length: int) -> np.ndarray:
     if "information" in result:
-        return np.log(np.asarray(result["information"].sigma, np.float64))[0, :length]
+        return np.log(np.asarray(result["information"].sigma, np.float64)[0, :length])
     return np.asarray(result["attribution"].scores, np.float64)[:length]
 
 
