@@ -29,7 +29,7 @@ from jaxplain.run import job as jobs
 from jaxplain.run.command import Asked, bind
 from jaxplain.run.job import METHODS, defaults, flag
 from jaxplain.run.own import is_reference, short
-from jaxplain.run.places import choose_devices, choose_process, free_directory
+from jaxplain.run.places import choose_devices, choose_process, free_directory, placing
 from jaxplain.types import JaxplainError
 
 EXPORTS = {
@@ -68,11 +68,13 @@ def explain(
     tolerance: Annotated[float | None, Parameter(group=METHOD)] = None,
     background: Annotated[int | None, Parameter(group=METHOD)] = None,
     seed: Annotated[int, Parameter(group=METHOD)] = 0,
+    dtype: Annotated[str, Parameter(group=METHOD)] = "float32",
     out: Annotated[Path | None, Parameter(group=RUN)] = None,
     overwrite: Annotated[bool, Parameter(group=RUN, show_default=False)] = False,
     retry: Annotated[bool, Parameter(group=RUN, show_default=False)] = False,
     batch_size: Annotated[str, Parameter(group=RUN)] = "auto",
     devices: Annotated[int | None, Parameter(group=RUN)] = None,
+    model_axis: Annotated[int, Parameter(group=RUN)] = 1,
     processes: Annotated[int | None, Parameter(group=RUN)] = None,
     process_id: Annotated[int | None, Parameter(group=RUN)] = None,
     coordinator: Annotated[str | None, Parameter(group=RUN)] = None,
@@ -143,11 +145,16 @@ def explain(
         background: how many sentences of the data serve as reference inputs (expected_gradients:
             32), or as the sample on which layers are measured (word_information: 512).
         seed: of the random draws, for methods that sample.
+        dtype: what the model computes in: float32, as it is, or bfloat16, for less memory; scores
+            are summed in float32 either way. A gap is then what rounding leaves of the model's
+            answers: about 1% of a logit.
         out: the run's directory. Default: runs/MODEL-METHOD, numbered if that holds another run.
         overwrite: replace another run that is in the directory.
         retry: compute examples that failed once more; otherwise they stay so.
         batch_size: sentences computed at once, over all devices; auto: as many as memory allows.
         devices: how many devices to use. Default: all.
+        model_axis: how many devices share a copy of the model, each with a part of every large
+            array, for models that are larger than a device.
         processes: how many processes, on one machine or many, are given this command to work on
             one run. They need to see the same --out, and nothing else of each other.
         process_id: which of them this is, from 0. Only process 0 prints results.
@@ -165,16 +172,16 @@ def explain(
     jobs.check_options(method, options, own)
     size = read_batch_size(batch_size)
     part = choose_process(coordinator, processes, process_id)
-    mesh = choose_devices(devices)
+    mesh = choose_devices(devices, model_axis)
     if part and part.num_processes > 1 and out is None:
         raise JaxplainError("several processes share a directory: give all of them the same --out")
     if show < 0:
         raise JaxplainError(f"--show must be at least 0, not {show}")
     asked = Asked(
         model, None if data is None else str(data), format, text_column, label_column, limit,
-        max_length, method, target, tolerance, background, seed, options,
+        max_length, method, target, tolerance, background, seed, dtype, options,
     )  # fmt: skip
-    job, configuration = bind(asked)
+    job, configuration = bind(asked, placing(mesh))
     if out is None:
         names = [short(job.model.name), method]
         names += [] if data is None else [short(str(data)) if is_reference(data) else data.stem]
@@ -278,6 +285,7 @@ def verify_run(
     data: str | None = None,
     sample: int = 16,
     seed: int = 0,
+    model_axis: int = 1,
 ) -> int:
     """Check that a run is what it says: every file, and a sample of examples computed anew.
 
@@ -296,6 +304,7 @@ def verify_run(
         data: where the data are now. Default: where they were.
         sample: how many examples to compute anew; 0: read the files alone.
         seed: which examples these are.
+        model_axis: how many devices share a copy of the model.
     """
     if sample < 0:
         raise JaxplainError(f"--sample must be at least 0, not {sample}")
@@ -308,7 +317,8 @@ def verify_run(
     else:
         asked = Asked(**origin)
         asked = asked._replace(model=model or asked.model, data=data or asked.data)
-        job, configuration = bind(asked)
+        mesh = choose_devices(None, model_axis)
+        job, configuration = bind(asked, placing(mesh))
         params, keep = job.params(directory, configuration)
         found = verify(
             directory,
@@ -316,6 +326,7 @@ def verify_run(
             params,
             job.source,
             key=jax.random.key(asked.seed),
+            mesh=mesh,
             configuration=configuration,
             keep=keep,
             efforts=job.efforts,

@@ -198,8 +198,8 @@ def test_trees_are_shown_and_kept(type_in, desk):
 def test_a_model_that_a_table_cannot_split_costs_nothing(type_in, desk, monkeypatch):
     loaded = job.models.load
 
-    def curved(name):
-        model = loaded(name)
+    def curved(name, **settings):
+        model = loaded(name, **settings)
         return model._replace(score=lambda *a: jax.nn.log_softmax(model.score(*a)), kind="")
 
     monkeypatch.setattr(job.models, "load", curved)

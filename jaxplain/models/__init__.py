@@ -1,6 +1,7 @@
 """Flax models behind one small interface, bundled or loaded from a directory."""
 
 import csv
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxplain.models.types import Model as Model
 from jaxplain.models.types import TextModel as TextModel
 from jaxplain.models.types import Tokens as Tokens
-from jaxplain.types import JaxplainError
+from jaxplain.types import JaxplainError, PyTree
 
 if TYPE_CHECKING:
     from jaxplain.models.adapters import Function as Function
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from jaxplain.models.adapters import per_example as per_example
     from jaxplain.models.checkpoint import restore as restore
     from jaxplain.models.checkpoint import save as save
+    from jaxplain.models.dtype import in_dtype as in_dtype
+    from jaxplain.models.sharding import abstract as abstract
+    from jaxplain.models.sharding import annotated as annotated
+    from jaxplain.models.sharding import largest_axis as largest_axis
+    from jaxplain.models.sharding import shard as shard
+    from jaxplain.models.sharding import shardings as shardings
 
 BUNDLED = ("transformer", "lstm", "cnn")
 
@@ -30,15 +37,26 @@ def __getattr__(name: str) -> Any:
         from jaxplain.models import adapters
 
         return getattr(adapters, name)
+    if name == "in_dtype":
+        from jaxplain.models import dtype
+
+        return dtype.in_dtype
+    if name in ("abstract", "annotated", "largest_axis", "shard", "shardings"):
+        from jaxplain.models import sharding
+
+        return getattr(sharding, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load(name_or_path: str | Path) -> TextModel:
+def load(name_or_path: str | Path, *, place: Callable[[PyTree], PyTree] | None = None) -> TextModel:
     """A text model, by its bundled name or from a directory.
 
     Args:
         name_or_path: "transformer", "lstm" or "cnn"; or a Hugging Face directory (config.json,
             model.safetensors, tokenizer.json); or a folder that `models.trained.write` wrote.
+        place: puts the parameters, a tree of numpy arrays, where they belong, as
+            `lambda params: shard(params, mesh, largest_axis(mesh))` does; no device then holds more
+            than its part at any time. Default: whole, on the first device or in host memory.
 
     Raises:
         JaxplainError: for another name, a missing path, or a directory of neither kind.
@@ -47,7 +65,7 @@ def load(name_or_path: str | Path) -> TextModel:
 
     if name_or_path in BUNDLED:
         with resources.as_file(resources.files(__name__) / "bundled" / str(name_or_path)) as folder:
-            return trained.read(folder)
+            return placed(trained.read(folder), place)
     path = Path(name_or_path)
     if not path.exists():
         raise JaxplainError(
@@ -55,16 +73,20 @@ def load(name_or_path: str | Path) -> TextModel:
             "directory with a model"
         )
     if (path / trained.CARD).is_file():
-        return trained.read(path)
+        return placed(trained.read(path), place)
     if (path / "config.json").is_file():
         from jaxplain.models.bert import load_bert  # needs the extra `hf`
 
-        return load_bert(path)
+        return load_bert(path, place=place)
     there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
     raise JaxplainError(
         f"{path} is no model ({there or 'empty'}): a Hugging Face directory holds config.json, "
         "model.safetensors and tokenizer.json"
     )
+
+
+def placed(model: TextModel, place: Callable[[PyTree], PyTree] | None) -> TextModel:
+    return model if place is None else model._replace(params=place(model.params))
 
 
 def bundled_examples() -> list[dict[str, Any]]:

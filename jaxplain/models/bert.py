@@ -7,11 +7,12 @@ here as having no part in classification, or the directory is refused.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -186,12 +187,16 @@ def _parameters(
         node = params
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = jnp.asarray(tensor.T if transposed else tensor)
+        node[path[-1]] = tensor.T if transposed else tensor
     return params
 
 
 def load_bert(
-    path: str | Path, *, labels: Sequence[str] | None = None, pooling: str | None = None
+    path: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    pooling: str | None = None,
+    place: Callable[[PyTree], PyTree] | None = None,
 ) -> TextModel:
     """Load a sentence classifier from a Hugging Face BERT directory.
 
@@ -207,6 +212,7 @@ def load_bert(
         pooling: "pooler" (first token through the pooler, as BertForSequenceClassification),
             "cls" (first token) or "mean" (over the text's tokens). None takes "pooling" from
             config.json, and without it "pooler" where the file has one, else "cls".
+        place: as in `models.load`.
 
     Returns:
         A `TextModel`; `embed` gives word embeddings alone, before positions and LayerNorm, and
@@ -236,7 +242,8 @@ def load_bert(
     else:
         names = _labels(directory, tensors["classifier.bias"].size)
     config = _config(directory, tensors, pooling)
-    params = _parameters(directory, config, tensors)
+    put = place or (lambda tree: jax.tree.map(jnp.asarray, tree))
+    params = put(_parameters(directory, config, tensors))
     tokenizer = read_tokenizer(directory, rows=config.vocabulary, max_length=config.positions)
     unk_id = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "[UNK]")
     if unk_id is None:

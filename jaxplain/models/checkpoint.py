@@ -49,8 +49,8 @@ def restore(
             shapes, converted to its dtypes, and comes back in its containers. Without it the
             tree is of dicts and lists, as it was saved.
         sharding: one for all leaves, or a tree of them, which may stop early: a sharding in place
-            of a subtree serves all its leaves. Default: like's own, and where it has none, whole
-            on this process's first device.
+            of a subtree serves all its leaves. Default: like's own, as `models.abstract` gives
+            them, and where it has none, whole on this process's first device.
 
     Raises:
         JaxplainError: `path` is missing or is no whole checkpoint, `like` has other leaves or

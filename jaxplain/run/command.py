@@ -1,5 +1,6 @@
 """What a command asked for: enough to make its run again."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from jaxplain.run import job as jobs
 from jaxplain.run.fingerprint import jsonable
 from jaxplain.run.job import Job
 from jaxplain.run.own import is_reference
+from jaxplain.types import PyTree
 
 
 class Asked(NamedTuple):
@@ -25,6 +27,7 @@ class Asked(NamedTuple):
     tolerance: float | None
     background: int | None
     seed: int
+    dtype: str
     options: dict[str, str]
 
     def origin(self) -> dict[str, Any]:
@@ -37,8 +40,12 @@ class Asked(NamedTuple):
         return made
 
 
-def bind(asked: Asked) -> tuple[Job, dict[str, Any]]:
+def bind(
+    asked: Asked, place: Callable[[PyTree], PyTree] | None = None
+) -> tuple[Job, dict[str, Any]]:
     """The job, and the configuration that its run records.
+
+    `place` puts the model's parameters on devices; see `models.load`.
 
     Raises:
         JaxplainError: one line, on anything that does not fit.
@@ -60,6 +67,8 @@ def bind(asked: Asked) -> tuple[Job, dict[str, Any]]:
         max_length=asked.max_length,
         references=asked.background,
         tolerance=asked.tolerance,
+        dtype=asked.dtype,
+        place=place,
     )
     configuration = {
         "model": job.model.name,
@@ -69,6 +78,7 @@ def bind(asked: Asked) -> tuple[Job, dict[str, Any]]:
         "target": asked.target,
         "max_length": job.source.max_length,
         "seed": asked.seed,
+        "dtype": asked.dtype,
         "classes": job.model.labels,
     }
     configuration |= {"tolerance": asked.tolerance} if job.efforts else {}

@@ -60,18 +60,36 @@ def check_mesh(mesh: Mesh | None) -> Mesh:
 
 
 def place(params: PyTree, mesh: Mesh) -> PyTree:
-    """Put parameters on the mesh: as they are sharded already, or else a copy on each device."""
+    """Put parameters on the mesh: as they are sharded already, or else a copy on each device.
+
+    Raises:
+        JaxplainError: a leaf is divided among devices, but not along axes of this mesh: a copy on
+            each device may be more than that holds.
+    """
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def put(leaf):
+    def put(path, leaf):
         sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and set(sharding.device_set) == set(
-            mesh.devices.flat
-        ):
+        if sharding is None or sharding.is_fully_replicated:
+            return jax.device_put(leaf, everywhere)
+        if fits(sharding, mesh):
             return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
-        return jax.device_put(leaf, everywhere)
+        over = dict(sharding.mesh.shape) if isinstance(sharding, NamedSharding) else sharding
+        raise JaxplainError(
+            f"params{jax.tree_util.keystr(path)} is divided over {over}, and this run's mesh is "
+            f"{dict(mesh.shape)}: give the mesh that it is divided over, run(..., mesh=mesh)"
+        )
 
-    return jax.tree.map(put, params)
+    return jax.tree_util.tree_map_with_path(put, params)
+
+
+def fits(sharding: Any, mesh: Mesh) -> bool:
+    """Whether a leaf is divided along axes that `mesh` has, over the same devices."""
+    if not isinstance(sharding, NamedSharding):
+        return False
+    there = [(name, sharding.mesh.shape[name]) for name in sharding.mesh.axis_names]
+    same = set(sharding.device_set) == set(mesh.devices.flat)
+    return same and there == [(name, mesh.shape[name]) for name in mesh.axis_names]
 
 
 def batched(explain: Callable, settled: PyTree = None) -> Callable:

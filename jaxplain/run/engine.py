@@ -63,8 +63,8 @@ def run(
         out: the run directory; made if need be.
         key: a JAX random key. Each example's key is folded from it and a hash of the example's
             arrays, so it depends neither on batch nor on place.
-        mesh: of local devices, with an axis `data`, over which batches are split. Default: all
-            local devices.
+        mesh: of local devices, with an axis `data`, over which batches are split; others, such as
+            `model`, are for parameters that are sharded over them. Default: all local devices.
         batch_size: rows `B` of a program over all devices; "auto" starts from a size that suits the
             length and shrinks until the compiled program's own memory analysis fits.
         shard_size: examples in a file, about, and the most that a kill can cost; "auto" is a 64th

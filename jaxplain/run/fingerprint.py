@@ -31,15 +31,17 @@ def digest(parts: Any) -> str:
 
 
 def of_params(params: PyTree) -> str:
-    """Of every parameter's path, dtype, shape and value."""
+    """Of every parameter's path, dtype, shape and value, however it lies on devices."""
 
     def parts() -> Iterator[Any]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 leaf = jax.random.key_data(leaf)
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+                leaf = leaf.copy()  # an array keeps what numpy made of it; the copy goes with it
             leaf = np.ascontiguousarray(np.asarray(leaf))
             yield f"{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}"
-            yield leaf.tobytes() if leaf.size else b""
+            yield leaf.reshape(-1).view(np.uint8).data if leaf.size else b""
 
     return digest(parts())
 

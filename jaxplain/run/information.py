@@ -72,8 +72,7 @@ def read_scale(scale: str | float, model: TextModel) -> float:
             if 0 < float(scale) < np.inf:
                 return float(scale)
         raise JaxplainError(f"scale must be auto or a number above 0, not {scale!r}")
-    reached = jax.grad(lambda p: model.embed(p, jnp.zeros(1, jnp.int32)).sum())(model.params)
-    tables = [leaf for leaf in jax.tree.leaves(reached) if leaf.ndim == 2 and jnp.any(leaf != 0)]
+    tables = [leaf for leaf in read_by_embed(model) if leaf.ndim == 2]
     if len(tables) != 1:
         raise JaxplainError(
             f"{model.name} has no one table of word embeddings, so there is no automatic scale: "
@@ -81,6 +80,17 @@ def read_scale(scale: str | float, model: TextModel) -> float:
         )
     table = model.embed(model.params, jnp.arange(len(tables[0]), dtype=jnp.int32))
     return float(SCALE * np.asarray(table, np.float64).std())
+
+
+def read_by_embed(model: TextModel) -> list[Array]:
+    """The parameters that `embed` reads: those that its result has a gradient with respect to."""
+    slope = jax.grad(lambda p, ids: model.embed(p, ids).sum())
+    # In one program, so that no gradient of a parameter that is not read is ever made; the word is
+    # its argument, or XLA would compute the table's gradient while it compiles.
+    any_of = jax.jit(lambda p, ids: jax.tree.map(lambda g: jnp.any(g != 0), slope(p, ids)))
+    reached = any_of(model.params, jnp.zeros(1, jnp.int32))
+    pairs = zip(jax.tree.leaves(model.params), jax.tree.leaves(reached), strict=True)
+    return [leaf for leaf, read in pairs if read]
 
 
 def hidden(model: TextModel, state: str) -> Callable[[PyTree, Array, Array], tuple[Array, ...]]:

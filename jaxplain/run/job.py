@@ -52,6 +52,7 @@ NODES = 1024  # intervals of a path, at most, with a tolerance
 SAMPLES = 2048  # of the first round, where a method's own number depends on the example
 FACTOR = 64  # samples at most, in those of the first round
 REFERENCES = 32  # sentences that serve as reference inputs
+DTYPES = ("float32", "bfloat16")  # the first is the model as it is
 SCORES = ("difference", "logit")  # what the trees score: of two classes, or of the target alone
 
 # Tables of rules that were published for a kind of model; others get a method's first one.
@@ -127,6 +128,8 @@ def prepare(
     max_length: int | None = None,
     references: int | None = None,
     tolerance: float | None = None,
+    dtype: str = DTYPES[0],
+    place: Callable[[PyTree], PyTree] | None = None,
 ) -> Job:
     """Bind model, data and method, and refuse what does not fit before anything is computed.
 
@@ -142,6 +145,8 @@ def prepare(
             as the sample that layers are measured on (512).
         tolerance: as `run` takes it; the method's steps or samples are then the most that an
             example gets. `word_information` has an option of that name.
+        dtype: one of `DTYPES`, what the model computes in; see `models.in_dtype`.
+        place: puts the model's parameters on devices; see `models.load`.
 
     Raises:
         JaxplainError: on an unknown name, an option that does not fit, a target that is no class.
@@ -151,10 +156,15 @@ def prepare(
     if references is not None and references < 1:
         raise JaxplainError(f"--background must be at least 1, not {references}")
     loaded = users.load_model(name) if users.is_reference(name) else None
+    if loaded is not None and place is not None:
+        loaded = loaded._replace(params=place(loaded.params))
+    if dtype not in DTYPES:
+        raise JaxplainError(f"--dtype must be {' or '.join(DTYPES)}, not {dtype!r}")
+    computed = lambda model: model if dtype == DTYPES[0] else models.in_dtype(model, dtype)
     if isinstance(loaded, Model):
         if max_length is not None:
             raise JaxplainError(f"--max-length is for texts, and {name} reads arrays: leave it out")
-        return of_arrays(loaded, data, method, settings, target, references, tolerance)
+        return of_arrays(computed(loaded), data, method, settings, target, references, tolerance)
     if tolerance is not None and method == INFORMATION:
         settings["tolerance"] = tolerance
     if "patch" in settings:
@@ -169,7 +179,7 @@ def prepare(
     explainer = registry.configure(kind, settings)  # before a model is read: it may be refused
     if method == INFORMATION and target != "predicted":
         raise JaxplainError(f"{method} explains no class: leave --target {target} out")
-    model = models.load(name) if loaded is None else loaded
+    model = computed(models.load(name, place=place) if loaded is None else loaded)
     data = datasets.for_texts(data)
     texts = data.examples
     if automatic:

@@ -1,7 +1,8 @@
 """Where a command's run is computed, and where it is kept."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,19 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from jaxplain import models
 from jaxplain.run import processes, store
 from jaxplain.run.fingerprint import versions
 from jaxplain.run.processes import Processes
-from jaxplain.types import JaxplainError
+from jaxplain.types import JaxplainError, PyTree
 
 
-def choose_devices(count: int | None) -> Mesh | None:
-    """A mesh over the first `count` local devices; None means all of them."""
-    if count is None:
+def choose_devices(count: int | None, model_axis: int = 1) -> Mesh | None:
+    """A mesh over the first `count` local devices, None meaning all; `model_axis` share a copy."""
+    if count is None and model_axis == 1:
         return None
     there = jax.local_devices()
+    count = len(there) if count is None else count
     if count < 1:
         raise JaxplainError(f"--devices must be at least 1, not {count}")
     if count > len(there):
@@ -30,7 +33,27 @@ def choose_devices(count: int | None) -> Mesh | None:
             f"--devices {count}: there {'is' if len(there) == 1 else 'are'} only {len(there)} "
             f"({there[0].device_kind}){hint}"
         )
-    return Mesh(np.asarray(there[:count]), ("data",), axis_types=(AxisType.Auto,))
+    if model_axis < 1 or count % model_axis:
+        able = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise JaxplainError(
+            f"--model-axis {model_axis}: {count} device{'s' * (count > 1)} can be divided into "
+            f"groups of {able}"
+        )
+    names = ("data", "model") if model_axis > 1 else ("data",)
+    devices = np.asarray(there[:count]).reshape(-1, *(model_axis,) * (model_axis > 1))
+    return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def placing(mesh: Mesh | None) -> Callable[[PyTree], PyTree] | None:
+    """How a model's parameters are put on a mesh; None where each device has them whole."""
+    return None if mesh is None or "model" not in mesh.axis_names else partial(divided, mesh=mesh)
+
+
+def divided(params: PyTree, mesh: Mesh) -> PyTree:
+    """Parameters over the axis `model` of a mesh, those that are divided already as they are."""
+    if any(isinstance(v, jax.Array) and not v.is_fully_replicated for v in jax.tree.leaves(params)):
+        return params
+    return models.shard(params, mesh, models.largest_axis(mesh))
 
 
 def choose_process(
