@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.coalitions import game, many
+from jaxplain.methods.coalitions import game
 from jaxplain.methods.path import Baseline
+from jaxplain.methods.players import many
 from jaxplain.methods.sampling import wide
 from jaxplain.types import Array, JaxplainError, PyTree, ScalarFunction
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.coalitions import game, many
+from jaxplain.methods.coalitions import game
 from jaxplain.methods.path import Baseline
+from jaxplain.methods.players import many
 from jaxplain.methods.sampling import unclaimed, wide
 from jaxplain.types import (
     Array,
@@ -129,10 +130,10 @@ def lime(
     worth = jnp.concatenate([wide(table.whole)[None], drawn])
     fit = _ridge(held, weight, worth - worth[0], alpha)
     return SurrogateAttribution(
-        table.scores(x, fit.slopes),
+        table.scores(fit.slopes),
         table.whole,
         unclaimed(table.whole),
-        table.scores(x, fit.errors),
+        table.scores(fit.errors),
         jnp.int32(samples),
         fit.intercept + worth[0],
         fit.r2,

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.interpret.compat import is_traced
-from jaxplain.methods.coalitions import game, many
+from jaxplain.methods.coalitions import game
 from jaxplain.methods.path import Baseline
+from jaxplain.methods.players import many
 from jaxplain.methods.shapley import by_orders
 from jaxplain.types import (
     Array,
@@ -96,7 +97,7 @@ def exact_owen(
     worth = many(lambda i: table.worth(rows[i]), len(held), table.chunk)
     # About nobody's worth: f's level, that all coalitions share, would only cost digits.
     values = jnp.sum(jnp.asarray(weight, worth.dtype) * (worth - table.nothing)[:, None], axis=0)
-    return Attribution(table.scores(x, values), table.whole, table.gap(values))
+    return Attribution(table.scores(values), table.whole, table.gap(values))
 
 
 def owen_sampling(
@@ -148,7 +149,7 @@ def owen_sampling(
     key = check_key("owen_sampling", key)
     table = game(f, x, groups=groups, baseline=baseline, baselines=baselines, chunk=chunk)
     levels = _levels(unions, table.players)
-    return by_orders(table, x, lambda i: _places(jax.random.fold_in(key, i), levels), samples)
+    return by_orders(table, lambda i: _places(jax.random.fold_in(key, i), levels), samples)
 
 
 def _levels(unions: np.ndarray, players: int) -> np.ndarray:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.interpret import canonical_convolutions
-from jaxplain.methods.coalitions import CHUNK, game, many
+from jaxplain.methods.coalitions import all_but_one
 from jaxplain.methods.path import Baseline, check_baseline
+from jaxplain.methods.players import CHUNK, players
 from jaxplain.methods.sampling import layout, scan, unclaimed, wide
 from jaxplain.types import (
     Array,
@@ -64,11 +65,12 @@ def feature_ablation(
     [6.0, 6.0, 4.0]
     """
     del key
-    table = game(f, x, groups=groups, baseline=baseline, chunk=chunk)
-    others = jnp.arange(table.players)
-    left = many(lambda i: table.worth(others != i), table.players, table.chunk)
-    scores = table.scores(x, wide(table.whole) - left)
-    return Attribution(scores, table.whole, unclaimed(table.whole))
+    check_example(f, x)
+    x = jax.tree.map(jnp.asarray, x)
+    each = players(x, groups, chunk)
+    output = f(x)
+    left = all_but_one(canonical_convolutions(f), each, check_baseline(baseline, x))
+    return Attribution(each.scores(wide(output) - left), output, unclaimed(output))
 
 
 def occlusion(

@@ -102,10 +102,10 @@ def kernel_shap(
         worth = lambda held: table.worth(held) - table.nothing
         values, error = _fit(design, m, worth, total, table.chunk)
     return SampledAttribution(
-        table.scores(x, values),
+        table.scores(values),
         table.whole,
         table.gap(values),
-        table.scores(x, error),
+        table.scores(error),
         jnp.int32(count),
     )
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.coalitions import Game, game, many
+from jaxplain.methods.coalitions import Game, game
 from jaxplain.methods.path import Baseline
+from jaxplain.methods.players import many
 from jaxplain.methods.sampling import moments, wide
 from jaxplain.types import (
     Array,
@@ -89,7 +90,7 @@ def exact_shapley(
     stays = weight[jnp.minimum(size, m - 1)][:, None]
     # About nobody's worth: f's level, that all coalitions share, would only cost digits.
     values = jnp.sum(jnp.where(held, joins, -stays) * (worth - table.nothing)[:, None], axis=0)
-    return Attribution(table.scores(x, values), table.whole, table.gap(values))
+    return Attribution(table.scores(values), table.whole, table.gap(values))
 
 
 def shapley_sampling(
@@ -142,17 +143,14 @@ def shapley_sampling(
     key = check_key("shapley_sampling", key)
     table = game(f, x, groups=groups, baseline=baseline, baselines=baselines, chunk=chunk)
     place = lambda i: jax.random.permutation(jax.random.fold_in(key, i), table.players)
-    return by_orders(table, x, place, samples)
+    return by_orders(table, place, samples)
 
 
-def by_orders(
-    table: Game, x: PyTree, place: Callable[[Array], Array], samples: int
-) -> SampledAttribution:
+def by_orders(table: Game, place: Callable[[Array], Array], samples: int) -> SampledAttribution:
     """What players add when they join, averaged over orders and the same ones backwards.
 
     Args:
         table: the game.
-        x: the example.
         place: from the number of a pair of orders, the place of each player in the first, `[M]`.
         samples: orders.
     """
@@ -177,9 +175,9 @@ def by_orders(
     drawn = moments(pair, samples // 2, max(1, table.chunk // max(count, 1)))
     values, error = drawn.mean, drawn.standard_error()
     return SampledAttribution(
-        table.scores(x, values),
+        table.scores(values),
         table.whole,
         table.gap(values),
-        table.scores(x, error),
+        table.scores(error),
         jnp.int32(samples),
     )
