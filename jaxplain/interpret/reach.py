@@ -95,6 +95,10 @@ def _all(reads: list, rank: int) -> Reach:
     return reduce(np.logical_or, each).reshape(-1, *(1,) * rank)
 
 
+def _any(reach: Reach, axes: Sequence[int], keepdims: bool = False) -> Reach:
+    return np.asarray(reach.any(tuple(n + 1 for n in axes), keepdims=keepdims))
+
+
 def _none(reads: list, shape: tuple[int, ...]) -> Reach:
     groups = next(len(r) for r in reads if r is not None)
     return np.zeros((groups, *(1,) * len(shape)), bool)
@@ -120,7 +124,7 @@ def _dot(step: Step, reads: list, sizes: list[tuple[int, ...]]) -> Reach:
     for side, reach in enumerate(reads):
         if reach is None:
             continue
-        summed = reach.any(tuple(n + 1 for n in contract[side]), keepdims=True)
+        summed = _any(reach, contract[side], keepdims=True)
         order = (*batch[side], *free[side])
         moved = summed.transpose(0, *(n + 1 for n in order), *(n + 1 for n in contract[side]))
         kept = moved.shape[: len(order) + 1]
@@ -136,9 +140,10 @@ def _concatenate(step: Step, reads: list, sizes: list[tuple[int, ...]]) -> Reach
         _full(_none(reads, s) if r is None else r, s, [axis])
         for r, s in zip(reads, sizes, strict=True)
     ]
-    others = np.broadcast_shapes(*(p.shape[: axis + 1] + (1,) + p.shape[axis + 2 :] for p in parts))
-    shape = lambda p: (*others[: axis + 1], p.shape[axis + 1], *others[axis + 2 :])
-    return np.concatenate([np.broadcast_to(p, shape(p)) for p in parts], axis + 1)
+    one = lambda p: p.shape[: axis + 1] + p.shape[axis + 2 :]
+    others = np.broadcast_shapes(*map(one, parts))
+    wide = [(*others[: axis + 1], p.shape[axis + 1], *others[axis + 1 :]) for p in parts]
+    return np.concatenate(list(map(np.broadcast_to, parts, wide)), axis + 1)
 
 
 def _convolution(step: Step, reach: Reach, sizes: list) -> list[Reach | None]:
@@ -147,7 +152,7 @@ def _convolution(step: Step, reach: Reach, sizes: list) -> list[Reach | None]:
         return [None]
     images, kernels, outs = params["dimension_numbers"]
     (batch, feature, *space), out = images, step.shapes[0].shape
-    reach = reach.any(feature + 1, keepdims=True)  # groups of features too: one reaches all
+    reach = _any(reach, (feature,), keepdims=True)  # groups of features too: one reaches all
     for n, axis in enumerate(space):
         reach = _slide(
             _full(reach, sizes[0], [axis]),
@@ -199,7 +204,7 @@ def _broadcast(step: Step, reach: Reach, sizes: list) -> list[Reach | None]:
 
 
 def _reshape(step: Step, reach: Reach, sizes: list) -> list[Reach | None]:
-    if step.params.get("dimensions") is not None:
+    if step.name == "reshape" and step.params["dimensions"] is not None:
         return [None]
     shape = step.shapes[0].shape
     long = lambda s: [n for n in s if n != 1]
@@ -237,11 +242,11 @@ def _pad(step: Step, reach: Reach, sizes: list) -> list[Reach | None]:
 
 
 def _reverse(step: Step, reach: Reach, sizes: list) -> list[Reach | None]:
-    return [np.flip(reach, [n + 1 for n in step.params["dimensions"]])]
+    return [np.flip(reach, tuple(n + 1 for n in step.params["dimensions"]))]
 
 
 def _reduce(step: Step, reach: Reach, sizes: list) -> list[Reach | None]:
-    return [reach.any(tuple(n + 1 for n in step.params["axes"]))]
+    return [_any(reach, step.params["axes"])]
 
 
 MOVES: Mapping[str, Callable[[Step, Reach, list], list[Any]]] = {

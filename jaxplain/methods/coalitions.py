@@ -104,7 +104,7 @@ def _against_each(f: ScalarFunction, groups: Players, count: int, others: PyTree
     """The mean of what a coalition is worth against each of several baselines."""
     halves = hoisting.affine(f, groups.x, groups.count, count + 1)
     if halves is None:
-        held_by = lambda kept: ()
+        held_by = lambda kept: []
         one = lambda kept, other, held: f(groups.keep(kept, other))
     else:
         first, rest = halves
@@ -116,7 +116,7 @@ def _against_each(f: ScalarFunction, groups: Players, count: int, others: PyTree
 
         def held_by(kept):
             both = zip(base, _sum(kept, mine), _sum(~kept, theirs), strict=True)
-            return [b + s + t for b, s, t in both]
+            return [(b + s)[None] + t for b, s, t in both]
 
         one = lambda kept, other, held: rest(groups.keep(kept, other), held)
 
@@ -144,26 +144,54 @@ def _sum(kept: Array, shares: list[Array]) -> list[Array]:
 
 
 def all_but_one(f: ScalarFunction, groups: Players, other: PyTree) -> Array:
-    """What f gives without each player `[M]`, whose entries come from the baseline.
-
-    Where players reach few of the values that f begins with, as words do through a convolution,
-    steps up to these run for several players at once: for as many as reach none in common.
-    """
+    """What f gives without each player `[M]`, whose entries come from the baseline."""
     m = groups.count
-    local = None
-    if m * sum(at.size for at in groups.labels) <= hoisting.LARGEST:
-        member = lambda at: at == np.arange(m).reshape(-1, *(1,) * at.ndim)
-        local = hoisting.local(f, groups.x, [member(at) for at in groups.labels])
-    if local is None:
-        without = lambda i: groups.keep(jnp.arange(m) != i, other)
-        return many(lambda i: wide(f(without(i))), m, groups.width)
-    owner, colours = jnp.asarray(local.colour), int(local.colour.max()) + 1
-    reach = [jnp.asarray(r) for r in local.reach]
-    full = local.first(groups.x)
-    moved = many(lambda c: local.first(groups.keep(owner != c, other)), colours, groups.width)
+    member = lambda at: at == np.arange(m).reshape(-1, *(1,) * at.ndim)
+    size = m * sum(at.size for at in groups.labels)
+    sets = [member(at) for at in groups.labels] if size <= hoisting.LARGEST else None
+    hidden = lambda i: groups.keep(jnp.arange(m) != i, other)
+    return many(left_out(f, groups.x, other, hidden, sets, groups.width), m, groups.width)
 
-    def without(i: Array) -> Array:
-        parts = zip(reach, moved, full, strict=True)
-        return wide(local.rest([jnp.where(r[i], v[owner[i]], whole) for r, v, whole in parts]))
 
-    return many(without, m, groups.width)
+def left_out(
+    f: ScalarFunction,
+    x: PyTree,
+    other: PyTree,
+    hidden: Callable[[Array], PyTree],
+    sets: list[np.ndarray] | None,
+    width: int,
+) -> Callable[[Array], Array]:
+    """What f gives where one of several sets of entries comes from the baseline, by its number.
+
+    Where sets reach few of the values that f begins with, as words do through a convolution, steps
+    up to these run for several sets at once: for as many as reach none in common.
+
+    Args:
+        f: the function.
+        x: its input, a tree of arrays.
+        other: the baseline.
+        hidden: x with the set of that number hidden.
+        sets: for each leaf of x, `[M, ...]` bool that broadcasts to it, which entries are in each
+            set; None where these are too many to list.
+        width: how many evaluations to do at once.
+    """
+    local = None if sets is None else hoisting.local(f, x, sets)
+    if sets is None or local is None:
+        return lambda i: wide(f(hidden(i)))
+    first, rest, reach, colour = local
+    each = [colour == n for n in range(colour.max() + 1)]
+    covers = [jnp.asarray(np.stack([s[c].any(0) for c in each])) for s in sets]
+
+    def without(c: Array) -> list[Array]:
+        leaves, tree = jax.tree.flatten(x)
+        parts = zip(covers, jax.tree.leaves(other), leaves, strict=True)
+        return first(tree.unflatten([jnp.where(cover[c], o, v) for cover, o, v in parts]))
+
+    whole, moved = first(x), many(without, len(each), width)
+    reached, colours = [jnp.asarray(r) for r in reach], jnp.asarray(colour)
+
+    def value(i: Array) -> Array:
+        parts = zip(reached, moved, whole, strict=True)
+        return wide(rest([jnp.where(r[i], m[colours[i]], w) for r, m, w in parts]))
+
+    return value

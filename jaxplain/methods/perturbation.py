@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.interpret import canonical_convolutions
-from jaxplain.methods.coalitions import all_but_one
+from jaxplain.interpret import canonical_convolutions, hoisting
+from jaxplain.methods.coalitions import all_but_one, left_out
 from jaxplain.methods.path import Baseline, check_baseline
 from jaxplain.methods.players import CHUNK, players
 from jaxplain.methods.sampling import layout, scan, unclaimed, wide
@@ -149,14 +149,19 @@ def occlusion(
                 covered = covered & (along >= 0) & (along < size[axis])
             return covered
 
-        def lost(number, place=place, leaf=leaf, inside=inside):
-            hidden = jnp.where(inside(number), start[place], leaf)
-            moved = f(tree.unflatten([*leaves[:place], hidden, *leaves[place + 1 :]]))
-            return wide(output) - wide(moved)
+        def hidden(number, place=place, leaf=leaf, inside=inside):
+            part = jnp.where(inside(number), start[place], leaf)
+            return tree.unflatten([*leaves[:place], part, *leaves[place + 1 :]])
 
-        def row(sums, xs, inside=inside, lost=lost):
+        sets = None
+        if math.prod(counts) * leaf.size <= hoisting.LARGEST:
+            sets = [np.zeros((math.prod(counts), *(1,) * v.ndim), bool) for v in leaves]
+            sets[place] = _windows(leaf.shape, size, step, counts)
+        value = left_out(f, x, tree.unflatten(start), hidden, sets, chunk)
+
+        def row(sums, xs, inside=inside, value=value):
             number, real = xs
-            losses = jnp.where(real, jax.vmap(lost)(number), 0)
+            losses = jnp.where(real, wide(output) - jax.vmap(value)(number), 0)
             covered = jax.vmap(inside)(number)
             return sums + jnp.tensordot(losses, covered.astype(losses.dtype), 1)
 
@@ -187,6 +192,18 @@ def _each_axis(name: str, given: PyTree, x: PyTree) -> list[tuple[int, ...]]:
                 f"of {list(leaf.shape)}, not {row!r}"
             )
     return [tuple(map(int, row)) for row in rows]
+
+
+def _windows(shape, size, step, counts) -> np.ndarray:
+    """Which entries each window covers: `[windows, ...]` bool."""
+    total = np.ones((*counts, *shape), bool)
+    for axis, n in enumerate(shape):
+        starts = np.arange(counts[axis])[:, None] * step[axis]
+        cover = (np.arange(n) >= starts) & (np.arange(n) < starts + size[axis])
+        at = [1] * (2 * len(shape))
+        at[axis], at[len(shape) + axis] = cover.shape
+        total &= cover.reshape(at)
+    return total.reshape(math.prod(counts), *shape)
 
 
 def _covering(shape, size, step, counts) -> np.ndarray:

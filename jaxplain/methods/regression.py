@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxplain.methods.coalitions import game
 from jaxplain.methods.path import Baseline
+from jaxplain.methods.players import many
 from jaxplain.methods.sampling import layout, wide
 from jaxplain.types import (
     Array,
@@ -186,35 +187,36 @@ def _fit(
     """Values `[M]` that add up to `total`, and their standard errors by the pairs that were drawn.
 
     The last player's value is what the others leave of the total: that is the constraint. NaN where
-    the coalitions do not tell the players apart. Memory is that of `chunk` evaluations, and of what
-    they gave; coalitions are made anew wherever they are read.
+    the coalitions do not tell the players apart. Memory is that of `chunk` evaluations, of what
+    they gave, and a bit for each player of each pair.
     """
-    dtype = total.dtype
-
-    def columns(held: Array) -> tuple[Array, Array]:
-        held = held.astype(dtype)
-        return held[:-1] - held[-1:], held[-1]
+    dtype, pairs = total.dtype, len(design.weight)
+    bits = many(lambda i: _packed(design.row(i)), pairs, ROWS)
+    member = lambda i: _unpacked(bits[i], m)
 
     def both(i: Array) -> Array:
-        held = design.row(i)
-        return jnp.stack([held, ~held])
+        held = member(i)
+        return jax.vmap(worth)(jnp.stack([held, ~held]))
+
+    gave = many(both, pairs, max(1, chunk // 2))
+
+    def pair(i: Array) -> tuple[Array, Array, Array]:
+        """The row of the system, which the complement has with the other sign, and both."""
+        held = member(i).astype(dtype)
+        return held[:-1] - held[-1], held, 1 - held
 
     def add(state: tuple, xs: tuple) -> tuple:
-        """One chunk's part of the normal equations, and what its coalitions are worth."""
+        """A block's part of the normal equations."""
         index, weight = xs
-        held = jax.vmap(both)(index).reshape(-1, m)
-        gave = jax.vmap(worth)(held)
-        column, last = jax.vmap(columns)(held)
-        weighted = jnp.repeat(weight.astype(dtype), 2)[:, None] * column
-        gram, side = state
-        gram, side = gram + weighted.T @ column, side + weighted.T @ (gave - last * total)
-        return (gram, side), gave.reshape(-1, 2)
+        row, held, others = jax.vmap(pair)(index)
+        more = gave[index, 0] - gave[index, 1] - (held[:, -1] - others[:, -1]) * total
+        weighted = weight.astype(dtype)[:, None] * row
+        return (state[0] + 2 * weighted.T @ row, state[1] + weighted.T @ more), None
 
-    # Two of each row: a pair.
-    index, real = layout(len(design.weight), max(1, chunk // 2))
-    weight = jnp.asarray(design.weight[index] * real)
+    index, real = layout(pairs, ROWS)
     zero = jnp.zeros((m - 1, m - 1), dtype), jnp.zeros(m - 1, dtype)
-    (gram, side), gave = jax.lax.scan(add, zero, (jnp.asarray(index), weight))
+    xs = jnp.asarray(index), jnp.asarray(design.weight[index] * real)
+    gram, side = jax.lax.scan(add, zero, xs)[0]
     factor = jax.scipy.linalg.cho_factor(gram)
     first = jax.scipy.linalg.cho_solve(factor, side)
     values = jnp.append(first, total - jnp.sum(first))
@@ -225,23 +227,28 @@ def _fit(
 
     def away(state: tuple, xs: tuple) -> tuple:
         """Sums of the drawn pairs' parts of the normal equations that are left, and of products."""
-        index, real, gave = xs
-
-        def pair(i: Array, gave: Array) -> Array:
-            held = both(i)
-            column, _ = jax.vmap(columns)(held)
-            return jnp.mean(column * (gave - held.astype(dtype) @ values)[:, None], axis=0)
-
-        parts = jax.vmap(pair)(index, gave) * real.astype(dtype)[:, None]
+        index, real = xs
+        row, held, others = jax.vmap(pair)(index)
+        left = (gave[index, 0] - held @ values) - (gave[index, 1] - others @ values)
+        parts = row * (left / 2 * real.astype(dtype))[:, None]
         return (state[0] + jnp.sum(parts, axis=0), state[1] + parts.T @ parts), None
 
-    index, real = layout(n, ROWS)
-    gave = gave.reshape(-1, 2)[: len(design.weight)][:n]
-    rest = jnp.asarray(index), jnp.asarray(real), gave[jnp.asarray(index)]
-    mean, products = jax.lax.scan(away, (zero[1], zero[0]), rest)[0]
+    xs = tuple(map(jnp.asarray, layout(n, ROWS)))
+    mean, products = jax.lax.scan(away, (zero[1], zero[0]), xs)[0]
     spread = products - mean[:, None] * mean[None, :] / n
     moved = jax.scipy.linalg.cho_solve(factor, jax.scipy.linalg.cho_solve(factor, spread).T)
     # Degrees of freedom that the fit leaves: of those it takes, these rows have their share.
     spare = max(n - max(1.0, design.share * (m - 1)), 1.0)
     variance = jnp.append(jnp.diagonal(moved), jnp.sum(moved)) / (n * spare)
     return values, design.share * jnp.sqrt(jnp.maximum(variance, 0))
+
+
+def _packed(held: Array) -> Array:
+    """`[M]` bool as `[ceil(M / 32)]` whole numbers."""
+    padded = jnp.pad(held, (0, -len(held) % 32)).reshape(-1, 32)
+    return jnp.sum(padded.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)[None], 1)
+
+
+def _unpacked(bits: Array, m: int) -> Array:
+    each = bits[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None] & 1
+    return each.reshape(-1)[:m] == 1
