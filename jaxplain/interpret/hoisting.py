@@ -7,13 +7,13 @@ the same in all inputs that share these. Which steps these are, shapes and primi
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.interpret import compat, walk
+from jaxplain.interpret import compat, dependence, walk
 from jaxplain.interpret.compat import Program, Step
 from jaxplain.interpret.patterns import alive
 from jaxplain.interpret.reach import most, reached, shapes_of
@@ -77,8 +77,8 @@ def affine(fn: Callable[[PyTree], Array], x: PyTree, pieces: int, copies: int = 
     """f in two, the first half affine in x; None where that would not save products.
 
     With `pieces` inputs whose sum is x, `first` need run for these only. What it gives is chosen so
-    that a sum over the pieces takes half the products of running it, or less, and in float32 or
-    wider only.
+    that a sum over the pieces takes half the products of running it, or less (with copies, as many:
+    it then serves many inputs more), and in float32 or wider only.
 
     Args:
         fn: any function of one pytree of floats.
@@ -94,12 +94,13 @@ def affine(fn: Callable[[PyTree], Array], x: PyTree, pieces: int, copies: int = 
     read = {i for s in program.steps if sums.isdisjoint(s.outputs) for i in s.inputs}
     edge = [i for i in sorted(sums & (read | set(program.outputs))) if i not in program.inputs]
     cost = lambda at: _products(alive(program._replace(outputs=tuple(at))), shapes)
+    gain = GAIN if copies == 1 else GAIN / 2
     size = {i: math.prod(shapes[i]) for i in edge}
-    kept = [i for i in edge if cost([i]) >= GAIN * pieces * size[i]]
+    kept = [i for i in edge if cost([i]) >= gain * pieces * size[i]]
     # What makes the others runs again, and with it what they share with those kept.
     saved = cost(edge) - cost([i for i in edge if i not in kept])
     total = pieces * sum(size[i] for i in kept)
-    if not kept or saved < GAIN * total or 8 * copies * total > MOST_BYTES:
+    if not kept or saved < gain * total or 8 * copies * total > MOST_BYTES:
         return None
     return _halves(program, x, kept)
 
@@ -153,7 +154,7 @@ def _program(fn: Callable[[PyTree], Array], x: PyTree) -> Program | None:
 
 
 def _shapes(x: PyTree) -> list[tuple[int, ...]]:
-    return [tuple(jnp.shape(v)) for v in jax.tree.leaves(x)]
+    return [tuple(v.shape) for v in jax.tree.leaves(x)]
 
 
 def _halves(program: Program, x: PyTree, at: list[int]) -> Halves:
@@ -171,18 +172,22 @@ def _halves(program: Program, x: PyTree, at: list[int]) -> Halves:
 
 def _sums(program: Program, x: PyTree) -> set[int]:
     """Numbers of the values that are affine in x and depend on it, in floats wide enough."""
-    wide = lambda v: v.dtype in (jnp.float32, jnp.float64)
-    found = {i for i, v in zip(program.inputs, jax.tree.leaves(x), strict=True) if wide(v)}
-    depends = set(program.inputs)
+    found = {i for i, v in zip(program.inputs, jax.tree.leaves(x), strict=True) if _wide(v)}
+    dependent = dependence.signal(program, _flags(program))
     for step in program.steps:
-        reads = [n for n, i in enumerate(step.inputs) if i in depends]
-        if not reads:
-            continue
-        depends |= set(step.outputs)
-        sums = all(step.inputs[n] in found for n in reads) and all(map(wide, step.shapes))
-        if sums and _is_linear(step, reads):
+        reads = [n for n, i in enumerate(step.inputs) if i in dependent]
+        sums = reads and all(step.inputs[n] in found for n in reads)
+        if sums and all(map(_wide, step.shapes)) and _is_linear(step, reads):
             found |= set(step.outputs)
     return found
+
+
+def _wide(value: Any) -> bool:
+    return value.dtype in (jnp.float32, jnp.float64)
+
+
+def _flags(program: Program) -> list[bool]:
+    return [True] * len(program.inputs)
 
 
 def _is_linear(step: Step, reads: list[int]) -> bool:

@@ -24,6 +24,7 @@ class Game(NamedTuple):
     Attributes:
         groups: the players.
         worth: `[M]` bool -> `[]`: f where the players of a coalition keep their entries.
+        both: `[M]` bool -> `[2]`: the worth of a coalition, and of all players but these.
         chunk: how many coalitions to evaluate at once.
         whole: `[]` f(x).
         nothing: `[]` the worth of nobody.
@@ -31,6 +32,7 @@ class Game(NamedTuple):
 
     groups: Players
     worth: Worth
+    both: Worth
     chunk: int
     whole: Array
     nothing: Array
@@ -73,62 +75,85 @@ def game(
     all_of = players(x, groups, chunk)
     f = canonical_convolutions(f)
     if baselines is None:
-        count, worth = 1, _against(f, all_of, check_baseline(baseline, x))
+        count = 1
+        worth, both = _against(f, all_of, check_baseline(baseline, x))
     elif baseline is not None:
         raise JaxplainError("give baseline or baselines, not both: they are two different games")
     else:
         count, others = check_set(baselines, x)
-        worth = _against_each(f, all_of, count, others)
+        worth, both = _against_each(f, all_of, count, others)
     nothing = worth(jnp.zeros(all_of.count, bool))
-    return Game(all_of, worth, max(1, all_of.width // count), f(x), nothing)
+    return Game(all_of, worth, both, max(1, all_of.width // count), f(x), nothing)
 
 
-def _against(f: ScalarFunction, groups: Players, other: PyTree) -> Worth:
-    """What a coalition is worth where the rest comes from one baseline."""
+def _against(f: ScalarFunction, groups: Players, other: PyTree) -> tuple[Worth, Worth]:
+    """What a coalition is worth where the rest comes from one baseline, and with its complement."""
     halves = hoisting.affine(f, groups.x, groups.count)
     if halves is None:
-        return lambda kept: wide(f(groups.keep(kept, other)))
+        return _alone(lambda kept: wide(f(groups.keep(kept, other))))
     first, rest = halves
     start = groups.without_all(other)
     change = jax.tree.map(jnp.subtract, groups.x, start)
     base, shares = first(start), groups.shares(_slope(first, start), change)
 
-    def worth(kept: Array) -> Array:
-        held = [b + s for b, s in zip(base, _sum(kept, shares), strict=True)]
+    def value(kept: Array, moved: list[Array]) -> Array:
+        held = [b + m for b, m in zip(base, moved, strict=True)]
         return wide(rest(groups.keep(kept, other), held))
 
-    return worth
+    return _paired(value, lambda kept: _sum(kept, shares), [jnp.sum(s, 0) for s in shares])
 
 
-def _against_each(f: ScalarFunction, groups: Players, count: int, others: PyTree) -> Worth:
-    """The mean of what a coalition is worth against each of several baselines."""
+def _against_each(
+    f: ScalarFunction, groups: Players, count: int, others: PyTree
+) -> tuple[Worth, Worth]:
+    """The mean over several baselines of what `_against` gives."""
+
+    def mean(value: Callable[..., Array], *given: PyTree) -> Array:
+        if count <= groups.width:
+            return jnp.mean(wide(jax.vmap(value)(*given)))
+        at = lambda k: jax.tree.map(lambda v: v[k], given)
+        return jnp.mean(many(lambda k: wide(value(*at(k))), count, groups.width))
+
     halves = hoisting.affine(f, groups.x, groups.count, count + 1)
     if halves is None:
-        held_by = lambda kept: []
-        one = lambda kept, other, held: f(groups.keep(kept, other))
-    else:
-        first, rest = halves
-        start = groups.without_all(jax.tree.map(jnp.zeros_like, groups.x))
-        base, slope = first(start), _slope(first, start)
-        mine = groups.shares(slope, groups.x)
-        theirs = jax.lax.map(lambda other: groups.shares(slope, other), others)
-        theirs = [jnp.moveaxis(t, 1, 0) for t in theirs]  # [M, K, ...]
+        return _alone(lambda kept: mean(lambda other: f(groups.keep(kept, other)), others))
+    first, rest = halves
+    start = groups.without_all(jax.tree.map(jnp.zeros_like, groups.x))
+    base, slope = first(start), _slope(first, start)
+    mine = groups.shares(slope, groups.x)
+    theirs = jax.lax.map(lambda other: groups.shares(slope, other), others)
+    theirs = [jnp.moveaxis(t, 1, 0) for t in theirs]  # [M, K, ...]
 
-        def held_by(kept):
-            both = zip(base, _sum(kept, mine), _sum(~kept, theirs), strict=True)
-            return [(b + s)[None] + t for b, s, t in both]
+    def value(kept: Array, moved: list[Array]) -> Array:
+        held = [b[None] + m for b, m in zip(base, moved, strict=True)]
+        return mean(lambda other, held: rest(groups.keep(kept, other), held), others, held)
 
-        one = lambda kept, other, held: rest(groups.keep(kept, other), held)
+    def moved(kept: Array) -> list[Array]:
+        both = zip(_sum(kept, mine), _sum(~kept, theirs), strict=True)
+        return [m[None] + t for m, t in both]
 
-    def worth(kept: Array) -> Array:
-        given = others, held_by(kept)
-        value = lambda given: wide(one(kept, *given))
-        if count <= groups.width:
-            return jnp.mean(jax.vmap(value)(given))
-        at = lambda k: jax.tree.map(lambda v: v[k], given)
-        return jnp.mean(many(lambda k: value(at(k)), count, groups.width))
+    both = zip(mine, theirs, strict=True)
+    return _paired(value, moved, [jnp.sum(m, 0)[None] + jnp.sum(t, 0) for m, t in both])
 
-    return worth
+
+def _alone(worth: Worth) -> tuple[Worth, Worth]:
+    return worth, lambda kept: jax.vmap(worth)(jnp.stack([kept, ~kept]))
+
+
+def _paired(
+    value: Callable[[Array, list[Array]], Array],
+    moved: Callable[[Array], list[Array]],
+    whole: list[Array],
+) -> tuple[Worth, Worth]:
+    """A coalition's worth by what its players move; its complement moves the rest of the whole."""
+
+    def both(kept: Array) -> Array:
+        parts = zip(moved(kept), whole, strict=True)
+        return jax.vmap(value)(
+            jnp.stack([kept, ~kept]), [jnp.stack([part, w - part]) for part, w in parts]
+        )
+
+    return lambda kept: value(kept, moved(kept)), both
 
 
 def _slope(first: Callable[[PyTree], list[Array]], start: PyTree) -> Callable:

@@ -100,8 +100,8 @@ def kernel_shap(
     else:
         design = _all(m) if count == every else _drawn(key, m, count)
         count = 2 * len(design.weight)
-        worth = lambda held: table.worth(held) - table.nothing
-        values, error = _fit(design, m, worth, total, table.chunk)
+        worths = lambda held: table.both(held) - table.nothing
+        values, error = _fit(design, m, worths, total, table.chunk)
     return SampledAttribution(
         table.scores(values),
         table.whole,
@@ -182,7 +182,7 @@ def _all(m: int) -> _Design:
 
 
 def _fit(
-    design: _Design, m: int, worth: Callable[[Array], Array], total: Array, chunk: int
+    design: _Design, m: int, worths: Callable[[Array], Array], total: Array, chunk: int
 ) -> tuple[Array, Array]:
     """Values `[M]` that add up to `total`, and their standard errors by the pairs that were drawn.
 
@@ -193,12 +193,7 @@ def _fit(
     dtype, pairs = total.dtype, len(design.weight)
     bits = many(lambda i: _packed(design.row(i)), pairs, ROWS)
     member = lambda i: _unpacked(bits[i], m)
-
-    def both(i: Array) -> Array:
-        held = member(i)
-        return jax.vmap(worth)(jnp.stack([held, ~held]))
-
-    gave = many(both, pairs, max(1, chunk // 2))
+    gave = many(lambda i: worths(member(i)), pairs, max(1, chunk // 2))
 
     def pair(i: Array) -> tuple[Array, Array, Array]:
         """The row of the system, which the complement has with the other sign, and both."""

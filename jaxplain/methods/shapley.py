@@ -166,8 +166,9 @@ def by_orders(table: Game, place: Callable[[Array], Array], samples: int) -> Sam
             return (wide(table.whole) - table.nothing)[None]
         first = place(i)
         places = jnp.stack([first, m - 1 - first])
-        joined = lambda j: table.worth(places[j // (m - 1)] <= j % (m - 1))
-        between = many(joined, count, table.chunk).reshape(2, m - 1)
+        # Who has not joined in the one order are the first to join in the other.
+        both = many(lambda j: table.both(first <= j), m - 1, max(1, table.chunk // 2))
+        between = jnp.stack([both[:, 0], both[::-1, 1]])
         ends = [jnp.full((2, 1), v, between.dtype) for v in (table.nothing, table.whole)]
         steps = jnp.diff(jnp.concatenate([ends[0], between, ends[1]], axis=1), axis=1)
         return jnp.mean(jnp.take_along_axis(steps, places, axis=1), axis=0)
