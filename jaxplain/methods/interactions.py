@@ -68,7 +68,8 @@ def shapley_interactions(
             numbers.
 
     Returns:
-        interactions `[M, M]`; gap is rounding. Cost: 2^M forward passes, times K with `baselines`.
+        interactions `[M, M]`; gap is rounding. Cost: 2^M forward passes, times K with `baselines`;
+        less where first steps are affine, see `exact_shapley`.
 
     Raises:
         JaxplainError: more than 12 players, with what they would cost; another index; as

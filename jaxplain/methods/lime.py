@@ -89,7 +89,8 @@ def lime(
         is this regression with all inputs drawn, at as much regularization a sample. intercept, r2:
         see `SurrogateAttribution`. All but output are NaN where what was drawn does not determine
         coefficients: a kernel so narrow that only x weighs, or groups always on or off together
-        without regularization. Cost: samples + 1 forward passes, and one M by M system.
+        without regularization. Cost: samples + 1 forward passes, less where first steps
+        are affine, see `exact_shapley`; and one M by M system.
 
     Raises:
         JaxplainError: no key; fewer samples than least squares determines coefficients from;

@@ -65,7 +65,8 @@ def exact_owen(
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group. gap is rounding: the sum of all players' values less f(x) - f of
         nobody. Cost: a forward pass for each coalition, times K with `baselines`: for U unions of S
-        players, 2^U + U 2^(U-1) (2^S - 2); of a balanced tree of pairs, 2 (M^2 + 2) / 3.
+        players, 2^U + U 2^(U-1) (2^S - 2); of a balanced tree of pairs, 2 (M^2 + 2) / 3. Less
+        where first steps are affine, see `exact_shapley`.
 
     Raises:
         JaxplainError: more than 65,536 coalitions, with how many; unions that are not whole numbers
@@ -132,7 +133,7 @@ def owen_sampling(
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group; standard_error the same, from how pairs of orders differ; gap is
         rounding: each order's values sum to f(x) - f of nobody. Cost: samples (M - 1) + 2 forward
-        passes, times K with `baselines`.
+        passes, times K with `baselines`; less where first steps are affine, see `exact_shapley`.
 
     Raises:
         JaxplainError: no key; samples odd or below 4; unions as in `exact_owen`; as

@@ -45,13 +45,15 @@ def feature_ablation(
         groups: x's tree of whole numbers broadcastable to `[...]`: which group an entry is in, in
             any leaf; below 0 in none, and never replaced. None takes every entry by itself. For
             tokens `[T, D]`: `np.arange(T)[:, None]`.
-        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, whatever M is.
+        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, whatever M is,
+            and of what first steps give where they are shared, 64 MiB at most.
 
     Returns:
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the score of its group, and 0 in none. gap NaN: groups interact, and no sum is claimed.
         Cost: M + 2 forward passes, and one less than the number of chunks at most where they do
-        not come out even.
+        not come out even. Groups that reach no value in common, as words some windows of a
+        convolution apart, share a pass through the steps up to there, where that saves products.
 
     Raises:
         JaxplainError: x or f as in `saliency`; baseline or groups that do not fit x; chunk below 1.
@@ -99,12 +101,13 @@ def occlusion(
             edge.
         baseline: as in `integrated_gradients`; default zeros.
         chunk: evaluations at once, default 32. Memory is that of `chunk` of them, whatever the
-            number of windows.
+            number of windows, and as in `feature_ablation`.
 
     Returns:
         scores `[...]` in f's units, float32 or wider: the mean over the windows that cover an entry
         of f(x) - f(x without the window). gap NaN: no sum is claimed.
-        Cost: one forward pass for each window, and 1 more.
+        Cost: one forward pass for each window, and 1 more. Windows share first steps as groups do
+        in `feature_ablation`.
 
     Raises:
         JaxplainError: x or f as in `saliency`; a window or strides of another length than the

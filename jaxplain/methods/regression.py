@@ -57,14 +57,16 @@ def kernel_shap(
         samples: coalitions, an even number of at least 4 M; default 2 M + 2048, and no more than
             there are. The standard error falls with its root.
         chunk: evaluations at once, default 32. Memory is that of `chunk` of them, `samples` numbers
-            and M by M of them.
+            and as many times M bits, M by M numbers, and as in `exact_shapley` of affine first
+            steps.
 
     Returns:
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group; standard_error the same, from what the fit leaves of each pair, 0
         where all coalitions were evaluated; gap is rounding; samples, how many were. All are NaN
         where the coalitions drawn do not tell the players apart. Cost: `samples + 2` forward
-        passes, times K with `baselines`, and one M by M system.
+        passes, times K with `baselines`, less where first steps are affine, see `exact_shapley`;
+        and one M by M system.
 
     Raises:
         JaxplainError: no key; samples odd, or too few for the system; as `feature_ablation`;

@@ -50,13 +50,17 @@ def exact_shapley(
         baseline: as in `integrated_gradients`; default zeros.
         baselines: x's tree, `[K, ...]`.
         groups: as in `feature_ablation`; None makes every entry a player.
-        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, and `2^M`
-            numbers.
+        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, `2^M` numbers,
+            and of what each player gives in affine first steps, 64 MiB at most.
 
     Returns:
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group. gap is rounding: the sum of all players' values less f(x) - f of
-        nobody. Cost: 2^M forward passes, times K with `baselines`.
+        nobody. Cost: 2^M forward passes, times K with `baselines`. Where f begins with steps that
+        are affine in x in float32 or wider, such as a convolution, and adding up what each player
+        gives there takes half the products or less, these steps run for each player, not for each
+        coalition. Their sums are rounded as sums of all players: an infinite entry of x or of the
+        baseline then makes NaN of every coalition.
 
     Raises:
         JaxplainError: more than 16 players, with what they would cost; as `feature_ablation`;
@@ -118,13 +122,13 @@ def shapley_sampling(
         groups: as in `feature_ablation`; None makes every entry a player.
         samples: orders, an even number of at least 4. The standard error falls with its root.
         chunk: evaluations at once, default 32. Memory is that of `chunk` of them, whatever M and
-            `samples` are.
+            `samples` are, and as in `exact_shapley` of affine first steps.
 
     Returns:
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group; standard_error the same, from how pairs of orders differ; gap is
         rounding: each order's values sum to f(x) - f of nobody. Cost: samples (M - 1) + 2 forward
-        passes, times K with `baselines`.
+        passes, times K with `baselines`; less where first steps are affine, see `exact_shapley`.
 
     Raises:
         JaxplainError: no key; samples odd or below 4; as `feature_ablation`; baseline and
