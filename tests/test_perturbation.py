@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxplain as jxp
+from jaxplain.methods import regression
 from jaxplain.types import JaxplainError
 from tests import small_models
 from tests.helpers import close, quick_compile, total, within_errors
@@ -218,7 +219,8 @@ def test_chunks_change_nothing():
         close([a.scores for a in explain(chunk, model.x)], want)
 
 
-def test_memory_does_not_grow_with_samples_or_windows():
+def test_memory_does_not_grow_with_samples_or_windows(monkeypatch):
+    monkeypatch.setattr(regression, "ROWS", 16)  # a block, of which 60 pairs make several
     model = small_models.make("cnn")
 
     def taken(explain):

@@ -35,6 +35,14 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr:
     return closed(next(eqn.params[name] for name in CALLED if eqn.params.get(name) is not None))
 
 
+def is_inlined_freely(jaxpr: Any) -> bool:
+    """Whether it has no effects, and no call with shardings of its own, which inlining loses."""
+    jaxpr = closed(jaxpr)
+    calls = [e for e in jaxpr.jaxpr.eqns if e.primitive.name in PLAIN_CALLS]
+    placed = any(e.primitive.name == "jit" and not is_plain_call(e) for e in calls)
+    return not placed and not jaxpr.effects and all(is_inlined_freely(called(e)) for e in calls)
+
+
 def bind(eqn: JaxprEqn, values: list, **changed: Any) -> list:
     """Apply the equation to other operands, and with other parameters where `changed`."""
     params = eqn.primitive.get_bind_params(eqn.params | changed)

@@ -122,19 +122,20 @@ def _swap(
     )
     place = [s.outputs for s in program.steps].index(last.outputs)  # numbers are unique
     steps_after = (*program.steps[:place], one, *program.steps[place:])
-    return _alive(
+    return alive(
         program._replace(
             steps=tuple(s for s in steps_after if s is one or not set(s.outputs) & set(outputs))
         )
     )
 
 
-def _alive(program: Program) -> Program:
-    """Without the steps that nothing needs."""
-    needed, steps = set(program.outputs), []
+def alive(program: Program) -> Program:
+    """Without the steps that nothing needs; what is given as an input needs none."""
+    given = set(program.inputs)
+    needed, steps = set(program.outputs) - given, []
     for step in reversed(program.steps):
         if not needed.isdisjoint(step.outputs):
-            needed |= set(step.inputs)
+            needed |= set(step.inputs) - given
             steps.append(step)
     return program._replace(steps=tuple(reversed(steps)))
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.coalitions import game, many
+from jaxplain.methods.coalitions import game
 from jaxplain.methods.path import Baseline
+from jaxplain.methods.players import many
 from jaxplain.methods.sampling import wide
 from jaxplain.types import Array, JaxplainError, PyTree, ScalarFunction
 
@@ -67,7 +68,8 @@ def shapley_interactions(
             numbers.
 
     Returns:
-        interactions `[M, M]`; gap is rounding. Cost: 2^M forward passes, times K with `baselines`.
+        interactions `[M, M]`; gap is rounding. Cost: 2^M forward passes, times K with `baselines`;
+        less where first steps are affine, see `exact_shapley`.
 
     Raises:
         JaxplainError: more than 12 players, with what they would cost; another index; as

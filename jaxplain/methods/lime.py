@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.coalitions import game, many
+from jaxplain.methods.coalitions import game
 from jaxplain.methods.path import Baseline
+from jaxplain.methods.players import many
 from jaxplain.methods.sampling import unclaimed, wide
 from jaxplain.types import (
     Array,
@@ -88,7 +89,8 @@ def lime(
         is this regression with all inputs drawn, at as much regularization a sample. intercept, r2:
         see `SurrogateAttribution`. All but output are NaN where what was drawn does not determine
         coefficients: a kernel so narrow that only x weighs, or groups always on or off together
-        without regularization. Cost: samples + 1 forward passes, and one M by M system.
+        without regularization. Cost: samples + 1 forward passes, less where first steps
+        are affine, see `exact_shapley`; and one M by M system.
 
     Raises:
         JaxplainError: no key; fewer samples than least squares determines coefficients from;
@@ -129,10 +131,10 @@ def lime(
     worth = jnp.concatenate([wide(table.whole)[None], drawn])
     fit = _ridge(held, weight, worth - worth[0], alpha)
     return SurrogateAttribution(
-        table.scores(x, fit.slopes),
+        table.scores(fit.slopes),
         table.whole,
         unclaimed(table.whole),
-        table.scores(x, fit.errors),
+        table.scores(fit.errors),
         jnp.int32(samples),
         fit.intercept + worth[0],
         fit.r2,

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.interpret.compat import is_traced
-from jaxplain.methods.coalitions import game, many
+from jaxplain.methods.coalitions import game
 from jaxplain.methods.path import Baseline
+from jaxplain.methods.players import many
 from jaxplain.methods.shapley import by_orders
 from jaxplain.types import (
     Array,
@@ -64,7 +65,8 @@ def exact_owen(
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group. gap is rounding: the sum of all players' values less f(x) - f of
         nobody. Cost: a forward pass for each coalition, times K with `baselines`: for U unions of S
-        players, 2^U + U 2^(U-1) (2^S - 2); of a balanced tree of pairs, 2 (M^2 + 2) / 3.
+        players, 2^U + U 2^(U-1) (2^S - 2); of a balanced tree of pairs, 2 (M^2 + 2) / 3. Less
+        where first steps are affine, see `exact_shapley`.
 
     Raises:
         JaxplainError: more than 65,536 coalitions, with how many; unions that are not whole numbers
@@ -96,7 +98,7 @@ def exact_owen(
     worth = many(lambda i: table.worth(rows[i]), len(held), table.chunk)
     # About nobody's worth: f's level, that all coalitions share, would only cost digits.
     values = jnp.sum(jnp.asarray(weight, worth.dtype) * (worth - table.nothing)[:, None], axis=0)
-    return Attribution(table.scores(x, values), table.whole, table.gap(values))
+    return Attribution(table.scores(values), table.whole, table.gap(values))
 
 
 def owen_sampling(
@@ -131,7 +133,7 @@ def owen_sampling(
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group; standard_error the same, from how pairs of orders differ; gap is
         rounding: each order's values sum to f(x) - f of nobody. Cost: samples (M - 1) + 2 forward
-        passes, times K with `baselines`.
+        passes, times K with `baselines`; less where first steps are affine, see `exact_shapley`.
 
     Raises:
         JaxplainError: no key; samples odd or below 4; unions as in `exact_owen`; as
@@ -148,7 +150,7 @@ def owen_sampling(
     key = check_key("owen_sampling", key)
     table = game(f, x, groups=groups, baseline=baseline, baselines=baselines, chunk=chunk)
     levels = _levels(unions, table.players)
-    return by_orders(table, x, lambda i: _places(jax.random.fold_in(key, i), levels), samples)
+    return by_orders(table, lambda i: _places(jax.random.fold_in(key, i), levels), samples)
 
 
 def _levels(unions: np.ndarray, players: int) -> np.ndarray:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.interpret import canonical_convolutions
-from jaxplain.methods.coalitions import CHUNK, game, many
+from jaxplain.interpret import canonical_convolutions, hoisting
+from jaxplain.methods.coalitions import all_but_one, left_out
 from jaxplain.methods.path import Baseline, check_baseline
+from jaxplain.methods.players import CHUNK, players
 from jaxplain.methods.sampling import layout, scan, unclaimed, wide
 from jaxplain.types import (
     Array,
@@ -44,13 +45,15 @@ def feature_ablation(
         groups: x's tree of whole numbers broadcastable to `[...]`: which group an entry is in, in
             any leaf; below 0 in none, and never replaced. None takes every entry by itself. For
             tokens `[T, D]`: `np.arange(T)[:, None]`.
-        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, whatever M is.
+        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, whatever M is,
+            and of what first steps give where they are shared, 64 MiB at most.
 
     Returns:
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the score of its group, and 0 in none. gap NaN: groups interact, and no sum is claimed.
         Cost: M + 2 forward passes, and one less than the number of chunks at most where they do
-        not come out even.
+        not come out even. Groups that reach no value in common, as words some windows of a
+        convolution apart, share a pass through the steps up to there, where that saves products.
 
     Raises:
         JaxplainError: x or f as in `saliency`; baseline or groups that do not fit x; chunk below 1.
@@ -64,11 +67,12 @@ def feature_ablation(
     [6.0, 6.0, 4.0]
     """
     del key
-    table = game(f, x, groups=groups, baseline=baseline, chunk=chunk)
-    others = jnp.arange(table.players)
-    left = many(lambda i: table.worth(others != i), table.players, table.chunk)
-    scores = table.scores(x, wide(table.whole) - left)
-    return Attribution(scores, table.whole, unclaimed(table.whole))
+    check_example(f, x)
+    x = jax.tree.map(jnp.asarray, x)
+    each = players(x, groups, chunk)
+    output = f(x)
+    left = all_but_one(canonical_convolutions(f), each, check_baseline(baseline, x))
+    return Attribution(each.scores(wide(output) - left), output, unclaimed(output))
 
 
 def occlusion(
@@ -97,12 +101,13 @@ def occlusion(
             edge.
         baseline: as in `integrated_gradients`; default zeros.
         chunk: evaluations at once, default 32. Memory is that of `chunk` of them, whatever the
-            number of windows.
+            number of windows, and as in `feature_ablation`.
 
     Returns:
         scores `[...]` in f's units, float32 or wider: the mean over the windows that cover an entry
         of f(x) - f(x without the window). gap NaN: no sum is claimed.
-        Cost: one forward pass for each window, and 1 more.
+        Cost: one forward pass for each window, and 1 more. Windows share first steps as groups do
+        in `feature_ablation`.
 
     Raises:
         JaxplainError: x or f as in `saliency`; a window or strides of another length than the
@@ -147,14 +152,19 @@ def occlusion(
                 covered = covered & (along >= 0) & (along < size[axis])
             return covered
 
-        def lost(number, place=place, leaf=leaf, inside=inside):
-            hidden = jnp.where(inside(number), start[place], leaf)
-            moved = f(tree.unflatten([*leaves[:place], hidden, *leaves[place + 1 :]]))
-            return wide(output) - wide(moved)
+        def hidden(number, place=place, leaf=leaf, inside=inside):
+            part = jnp.where(inside(number), start[place], leaf)
+            return tree.unflatten([*leaves[:place], part, *leaves[place + 1 :]])
 
-        def row(sums, xs, inside=inside, lost=lost):
+        sets = None
+        if math.prod(counts) * leaf.size <= hoisting.LARGEST:
+            sets = [np.zeros((math.prod(counts), *(1,) * v.ndim), bool) for v in leaves]
+            sets[place] = _windows(leaf.shape, size, step, counts)
+        value = left_out(f, x, tree.unflatten(start), hidden, sets, chunk)
+
+        def row(sums, xs, inside=inside, value=value):
             number, real = xs
-            losses = jnp.where(real, jax.vmap(lost)(number), 0)
+            losses = jnp.where(real, wide(output) - jax.vmap(value)(number), 0)
             covered = jax.vmap(inside)(number)
             return sums + jnp.tensordot(losses, covered.astype(losses.dtype), 1)
 
@@ -185,6 +195,18 @@ def _each_axis(name: str, given: PyTree, x: PyTree) -> list[tuple[int, ...]]:
                 f"of {list(leaf.shape)}, not {row!r}"
             )
     return [tuple(map(int, row)) for row in rows]
+
+
+def _windows(shape, size, step, counts) -> np.ndarray:
+    """Which entries each window covers: `[windows, ...]` bool."""
+    total = np.ones((*counts, *shape), bool)
+    for axis, n in enumerate(shape):
+        starts = np.arange(counts[axis])[:, None] * step[axis]
+        cover = (np.arange(n) >= starts) & (np.arange(n) < starts + size[axis])
+        at = [1] * (2 * len(shape))
+        at[axis], at[len(shape) + axis] = cover.shape
+        total &= cover.reshape(at)
+    return total.reshape(math.prod(counts), *shape)
 
 
 def _covering(shape, size, step, counts) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxplain.methods.coalitions import game
 from jaxplain.methods.path import Baseline
+from jaxplain.methods.players import many
 from jaxplain.methods.sampling import layout, wide
 from jaxplain.types import (
     Array,
@@ -56,14 +57,16 @@ def kernel_shap(
         samples: coalitions, an even number of at least 4 M; default 2 M + 2048, and no more than
             there are. The standard error falls with its root.
         chunk: evaluations at once, default 32. Memory is that of `chunk` of them, `samples` numbers
-            and M by M of them.
+            and as many times M bits, M by M numbers, and as in `exact_shapley` of affine first
+            steps.
 
     Returns:
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group; standard_error the same, from what the fit leaves of each pair, 0
         where all coalitions were evaluated; gap is rounding; samples, how many were. All are NaN
         where the coalitions drawn do not tell the players apart. Cost: `samples + 2` forward
-        passes, times K with `baselines`, and one M by M system.
+        passes, times K with `baselines`, less where first steps are affine, see `exact_shapley`;
+        and one M by M system.
 
     Raises:
         JaxplainError: no key; samples odd, or too few for the system; as `feature_ablation`;
@@ -99,13 +102,13 @@ def kernel_shap(
     else:
         design = _all(m) if count == every else _drawn(key, m, count)
         count = 2 * len(design.weight)
-        worth = lambda held: table.worth(held) - table.nothing
-        values, error = _fit(design, m, worth, total, table.chunk)
+        worths = lambda held: table.both(held) - table.nothing
+        values, error = _fit(design, m, worths, total, table.chunk)
     return SampledAttribution(
-        table.scores(x, values),
+        table.scores(values),
         table.whole,
         table.gap(values),
-        table.scores(x, error),
+        table.scores(error),
         jnp.int32(count),
     )
 
@@ -181,40 +184,36 @@ def _all(m: int) -> _Design:
 
 
 def _fit(
-    design: _Design, m: int, worth: Callable[[Array], Array], total: Array, chunk: int
+    design: _Design, m: int, worths: Callable[[Array], Array], total: Array, chunk: int
 ) -> tuple[Array, Array]:
     """Values `[M]` that add up to `total`, and their standard errors by the pairs that were drawn.
 
     The last player's value is what the others leave of the total: that is the constraint. NaN where
-    the coalitions do not tell the players apart. Memory is that of `chunk` evaluations, and of what
-    they gave; coalitions are made anew wherever they are read.
+    the coalitions do not tell the players apart. Memory is that of `chunk` evaluations, of what
+    they gave, and a bit for each player of each pair.
     """
-    dtype = total.dtype
+    dtype, pairs = total.dtype, len(design.weight)
+    bits = many(lambda i: _packed(design.row(i)), pairs, ROWS)
+    member = lambda i: _unpacked(bits[i], m)
+    gave = many(lambda i: worths(member(i)), pairs, max(1, chunk // 2))
 
-    def columns(held: Array) -> tuple[Array, Array]:
-        held = held.astype(dtype)
-        return held[:-1] - held[-1:], held[-1]
-
-    def both(i: Array) -> Array:
-        held = design.row(i)
-        return jnp.stack([held, ~held])
+    def pair(i: Array) -> tuple[Array, Array, Array]:
+        """The row of the system, which the complement has with the other sign, and both."""
+        held = member(i).astype(dtype)
+        return held[:-1] - held[-1], held, 1 - held
 
     def add(state: tuple, xs: tuple) -> tuple:
-        """One chunk's part of the normal equations, and what its coalitions are worth."""
+        """A block's part of the normal equations."""
         index, weight = xs
-        held = jax.vmap(both)(index).reshape(-1, m)
-        gave = jax.vmap(worth)(held)
-        column, last = jax.vmap(columns)(held)
-        weighted = jnp.repeat(weight.astype(dtype), 2)[:, None] * column
-        gram, side = state
-        gram, side = gram + weighted.T @ column, side + weighted.T @ (gave - last * total)
-        return (gram, side), gave.reshape(-1, 2)
+        row, held, others = jax.vmap(pair)(index)
+        more = gave[index, 0] - gave[index, 1] - (held[:, -1] - others[:, -1]) * total
+        weighted = weight.astype(dtype)[:, None] * row
+        return (state[0] + 2 * weighted.T @ row, state[1] + weighted.T @ more), None
 
-    # Two of each row: a pair.
-    index, real = layout(len(design.weight), max(1, chunk // 2))
-    weight = jnp.asarray(design.weight[index] * real)
+    index, real = layout(pairs, ROWS)
     zero = jnp.zeros((m - 1, m - 1), dtype), jnp.zeros(m - 1, dtype)
-    (gram, side), gave = jax.lax.scan(add, zero, (jnp.asarray(index), weight))
+    xs = jnp.asarray(index), jnp.asarray(design.weight[index] * real)
+    gram, side = jax.lax.scan(add, zero, xs)[0]
     factor = jax.scipy.linalg.cho_factor(gram)
     first = jax.scipy.linalg.cho_solve(factor, side)
     values = jnp.append(first, total - jnp.sum(first))
@@ -225,23 +224,28 @@ def _fit(
 
     def away(state: tuple, xs: tuple) -> tuple:
         """Sums of the drawn pairs' parts of the normal equations that are left, and of products."""
-        index, real, gave = xs
-
-        def pair(i: Array, gave: Array) -> Array:
-            held = both(i)
-            column, _ = jax.vmap(columns)(held)
-            return jnp.mean(column * (gave - held.astype(dtype) @ values)[:, None], axis=0)
-
-        parts = jax.vmap(pair)(index, gave) * real.astype(dtype)[:, None]
+        index, real = xs
+        row, held, others = jax.vmap(pair)(index)
+        left = (gave[index, 0] - held @ values) - (gave[index, 1] - others @ values)
+        parts = row * (left / 2 * real.astype(dtype))[:, None]
         return (state[0] + jnp.sum(parts, axis=0), state[1] + parts.T @ parts), None
 
-    index, real = layout(n, ROWS)
-    gave = gave.reshape(-1, 2)[: len(design.weight)][:n]
-    rest = jnp.asarray(index), jnp.asarray(real), gave[jnp.asarray(index)]
-    mean, products = jax.lax.scan(away, (zero[1], zero[0]), rest)[0]
+    xs = tuple(map(jnp.asarray, layout(n, ROWS)))
+    mean, products = jax.lax.scan(away, (zero[1], zero[0]), xs)[0]
     spread = products - mean[:, None] * mean[None, :] / n
     moved = jax.scipy.linalg.cho_solve(factor, jax.scipy.linalg.cho_solve(factor, spread).T)
     # Degrees of freedom that the fit leaves: of those it takes, these rows have their share.
     spare = max(n - max(1.0, design.share * (m - 1)), 1.0)
     variance = jnp.append(jnp.diagonal(moved), jnp.sum(moved)) / (n * spare)
     return values, design.share * jnp.sqrt(jnp.maximum(variance, 0))
+
+
+def _packed(held: Array) -> Array:
+    """`[M]` bool as `[ceil(M / 32)]` whole numbers."""
+    padded = jnp.pad(held, (0, -len(held) % 32)).reshape(-1, 32)
+    return jnp.sum(padded.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)[None], 1)
+
+
+def _unpacked(bits: Array, m: int) -> Array:
+    each = bits[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None] & 1
+    return each.reshape(-1)[:m] == 1

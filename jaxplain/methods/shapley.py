@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods.coalitions import Game, game, many
+from jaxplain.methods.coalitions import Game, game
 from jaxplain.methods.path import Baseline
+from jaxplain.methods.players import many
 from jaxplain.methods.sampling import moments, wide
 from jaxplain.types import (
     Array,
@@ -49,13 +50,17 @@ def exact_shapley(
         baseline: as in `integrated_gradients`; default zeros.
         baselines: x's tree, `[K, ...]`.
         groups: as in `feature_ablation`; None makes every entry a player.
-        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, and `2^M`
-            numbers.
+        chunk: evaluations at once, default 32. Memory is that of `chunk` of them, `2^M` numbers,
+            and of what each player gives in affine first steps, 64 MiB at most.
 
     Returns:
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group. gap is rounding: the sum of all players' values less f(x) - f of
-        nobody. Cost: 2^M forward passes, times K with `baselines`.
+        nobody. Cost: 2^M forward passes, times K with `baselines`. Where f begins with steps that
+        are affine in x in float32 or wider, such as a convolution, and adding up what each player
+        gives there takes half the products or less, these steps run for each player, not for each
+        coalition. Their sums are rounded as sums of all players: an infinite entry of x or of the
+        baseline then makes NaN of every coalition.
 
     Raises:
         JaxplainError: more than 16 players, with what they would cost; as `feature_ablation`;
@@ -89,7 +94,7 @@ def exact_shapley(
     stays = weight[jnp.minimum(size, m - 1)][:, None]
     # About nobody's worth: f's level, that all coalitions share, would only cost digits.
     values = jnp.sum(jnp.where(held, joins, -stays) * (worth - table.nothing)[:, None], axis=0)
-    return Attribution(table.scores(x, values), table.whole, table.gap(values))
+    return Attribution(table.scores(values), table.whole, table.gap(values))
 
 
 def shapley_sampling(
@@ -117,13 +122,13 @@ def shapley_sampling(
         groups: as in `feature_ablation`; None makes every entry a player.
         samples: orders, an even number of at least 4. The standard error falls with its root.
         chunk: evaluations at once, default 32. Memory is that of `chunk` of them, whatever M and
-            `samples` are.
+            `samples` are, and as in `exact_shapley` of affine first steps.
 
     Returns:
         scores in f's units, float32 or wider, of the shape of `groups`, or `[...]`: each entry has
         the value of its group; standard_error the same, from how pairs of orders differ; gap is
         rounding: each order's values sum to f(x) - f of nobody. Cost: samples (M - 1) + 2 forward
-        passes, times K with `baselines`.
+        passes, times K with `baselines`; less where first steps are affine, see `exact_shapley`.
 
     Raises:
         JaxplainError: no key; samples odd or below 4; as `feature_ablation`; baseline and
@@ -142,17 +147,14 @@ def shapley_sampling(
     key = check_key("shapley_sampling", key)
     table = game(f, x, groups=groups, baseline=baseline, baselines=baselines, chunk=chunk)
     place = lambda i: jax.random.permutation(jax.random.fold_in(key, i), table.players)
-    return by_orders(table, x, place, samples)
+    return by_orders(table, place, samples)
 
 
-def by_orders(
-    table: Game, x: PyTree, place: Callable[[Array], Array], samples: int
-) -> SampledAttribution:
+def by_orders(table: Game, place: Callable[[Array], Array], samples: int) -> SampledAttribution:
     """What players add when they join, averaged over orders and the same ones backwards.
 
     Args:
         table: the game.
-        x: the example.
         place: from the number of a pair of orders, the place of each player in the first, `[M]`.
         samples: orders.
     """
@@ -168,8 +170,9 @@ def by_orders(
             return (wide(table.whole) - table.nothing)[None]
         first = place(i)
         places = jnp.stack([first, m - 1 - first])
-        joined = lambda j: table.worth(places[j // (m - 1)] <= j % (m - 1))
-        between = many(joined, count, table.chunk).reshape(2, m - 1)
+        # Who has not joined in the one order are the first to join in the other.
+        both = many(lambda j: table.both(first <= j), m - 1, max(1, table.chunk // 2))
+        between = jnp.stack([both[:, 0], both[::-1, 1]])
         ends = [jnp.full((2, 1), v, between.dtype) for v in (table.nothing, table.whole)]
         steps = jnp.diff(jnp.concatenate([ends[0], between, ends[1]], axis=1), axis=1)
         return jnp.mean(jnp.take_along_axis(steps, places, axis=1), axis=0)
@@ -177,9 +180,9 @@ def by_orders(
     drawn = moments(pair, samples // 2, max(1, table.chunk // max(count, 1)))
     values, error = drawn.mean, drawn.standard_error()
     return SampledAttribution(
-        table.scores(x, values),
+        table.scores(values),
         table.whole,
         table.gap(values),
-        table.scores(x, error),
+        table.scores(error),
         jnp.int32(samples),
     )
