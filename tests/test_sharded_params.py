@@ -144,7 +144,8 @@ def go(params, out, mesh):
 
     def few(params, example, key):
         x = apply(params, example["ids"], "embed")
-        return jxp.input_x_gradient(lambda x: jnp.tanh(apply(params, x, "projected")).sum(), x)
+        f = lambda x: jnp.tanh(jnp.asarray(apply(params, x, "projected"))).sum()
+        return jxp.input_x_gradient(f, x)
 
     one = {"shard_size": 2, "batch_size": 2, "key": jax.random.key(0), "progress": False}
     return jxp.run(few, params, examples(), out, mesh=mesh, **one)
