@@ -130,6 +130,7 @@ def test_what_is_hoisted_is_less_work():
     assert halves(lambda x: f(lax.stop_gradient(x)), x, 2) is None  # of slope 0, but not constant
     assert halves(lambda x: f(x * x), x, 2) is None
     assert halves(lambda x: jnp.sum((x @ w) ** 2), x, 2) == [(8,)]
+    assert halves(lambda x: jnp.tanh(x * (w @ w.T @ w)[:, 0]).sum(), x, 2) is None  # none of x
     assert halves(lambda x: f(jnp.where(x > 0, x, 1)), x, 2) is None
     assert halves(lambda x: f(jnp.where(w[:, 0] > 0, x, 1)), x, 2) == [(8,)]
 

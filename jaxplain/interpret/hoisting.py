@@ -93,7 +93,9 @@ def affine(fn: Callable[[PyTree], Array], x: PyTree, pieces: int, copies: int = 
     sums = _sums(program, x)
     read = {i for s in program.steps if sums.isdisjoint(s.outputs) for i in s.inputs}
     edge = [i for i in sorted(sums & (read | set(program.outputs))) if i not in program.inputs]
-    cost = lambda at: _products(alive(program._replace(outputs=tuple(at))), shapes)
+    steps = tuple(s for s in program.steps if not sums.isdisjoint(s.outputs))
+    of_x = program._replace(steps=steps)  # the rest does not change from input to input
+    cost = lambda at: _products(alive(of_x._replace(outputs=tuple(at))), shapes)
     size = {i: math.prod(shapes[i]) for i in edge}
     kept = [i for i in edge if cost([i]) >= GAIN * pieces * size[i]]
     # What makes the others runs again, and with it what they share with those kept.
