@@ -130,6 +130,7 @@ def test_what_is_hoisted_is_less_work():
     assert halves(lambda x: f(lax.stop_gradient(x)), x, 2) is None  # of slope 0, but not constant
     assert halves(lambda x: f(x * x), x, 2) is None
     assert halves(lambda x: jnp.sum((x @ w) ** 2), x, 2) == [(8,)]
+    assert halves(lambda x: jnp.tanh(x * (w @ w.T @ w)[:, 0]).sum(), x, 2) is None  # none of x
     assert halves(lambda x: f(jnp.where(x > 0, x, 1)), x, 2) is None
     assert halves(lambda x: f(jnp.where(w[:, 0] > 0, x, 1)), x, 2) == [(8,)]
 
@@ -235,12 +236,12 @@ def test_gradients_pass_through_pieces(x64, eager, monkeypatch):
     *windows, bias, head = weights((1, 3, 8), (2, 3, 8), (3, 3, 8), (1, 24), (24,))
     params = {"windows": windows, "bias": bias, "head": head}
 
+    kept = jnp.arange(9) % 2 == 0
+
     def loss(params, x):
-        f = partial(text, params)
-        key = jax.random.key(0)
-        found = jxp.shapley_sampling(f, x, key=key, groups=groups, samples=4)
-        left = jxp.feature_ablation(f, x, groups=groups)
-        return jnp.sum(found.scores**2) + jnp.sum(left.scores**2)
+        f, other = partial(text, params), jnp.zeros_like(x)
+        both = game(f, x, groups=groups, chunk=4).both(kept)
+        return jnp.sum(both**2) + jnp.sum(all_but_one(f, players(x, groups, 4), other) ** 2)
 
     got = jax.jit(jax.grad(loss, (0, 1)))(params, x)
     for name in ("affine", "local"):

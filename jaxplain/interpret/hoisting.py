@@ -77,8 +77,8 @@ def affine(fn: Callable[[PyTree], Array], x: PyTree, pieces: int, copies: int = 
     """f in two, the first half affine in x; None where that would not save products.
 
     With `pieces` inputs whose sum is x, `first` need run for these only. What it gives is chosen so
-    that a sum over the pieces takes half the products of running it, or less (with copies, as many:
-    it then serves many inputs more), and in float32 or wider only.
+    that a sum over the pieces takes half the products of running it, or less, and in float32 or
+    wider only.
 
     Args:
         fn: any function of one pytree of floats.
@@ -93,14 +93,15 @@ def affine(fn: Callable[[PyTree], Array], x: PyTree, pieces: int, copies: int = 
     sums = _sums(program, x)
     read = {i for s in program.steps if sums.isdisjoint(s.outputs) for i in s.inputs}
     edge = [i for i in sorted(sums & (read | set(program.outputs))) if i not in program.inputs]
-    cost = lambda at: _products(alive(program._replace(outputs=tuple(at))), shapes)
-    gain = GAIN if copies == 1 else GAIN / 2
+    steps = tuple(s for s in program.steps if not sums.isdisjoint(s.outputs))
+    of_x = program._replace(steps=steps)  # the rest does not change from input to input
+    cost = lambda at: _products(alive(of_x._replace(outputs=tuple(at))), shapes)
     size = {i: math.prod(shapes[i]) for i in edge}
-    kept = [i for i in edge if cost([i]) >= gain * pieces * size[i]]
+    kept = [i for i in edge if cost([i]) >= GAIN * pieces * size[i]]
     # What makes the others runs again, and with it what they share with those kept.
     saved = cost(edge) - cost([i for i in edge if i not in kept])
     total = pieces * sum(size[i] for i in kept)
-    if not kept or saved < gain * total or 8 * copies * total > MOST_BYTES:
+    if not kept or saved < GAIN * total or 8 * copies * total > MOST_BYTES:
         return None
     return _halves(program, x, kept)
 
