@@ -13,8 +13,8 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-if not os.environ.get("JAXPLAIN_TEST_OPTIMIZED"):
-    jax.config.update("jax_disable_most_optimizations", True)
+OPTIMIZED = bool(os.environ.get("JAXPLAIN_TEST_OPTIMIZED"))
+jax.config.update("jax_disable_most_optimizations", not OPTIMIZED)
 
 
 @pytest.fixture
@@ -28,3 +28,11 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def optimized():
+    """Compile one test's programs with all optimizations: where running them takes the time."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", not OPTIMIZED)

@@ -99,7 +99,7 @@ def watch(monkeypatch, name):
     return calls
 
 
-def test_example(tmp_path, capsys, monkeypatch):
+def test_example(optimized, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("JAXPLAIN_DATA", raising=False)  # scikit-learn's digits, 8 pixels a side
     drawn, searched = (watch(monkeypatch, name) for name in ("draw", "strongest"))
     deconvnet.main(out=tmp_path / "run", units=4, epochs=3)

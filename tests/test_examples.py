@@ -20,7 +20,7 @@ def accuracy_of(printed: str) -> float:
     return float(found[1])
 
 
-def test_digits(tmp_path, capsys):
+def test_digits(optimized, tmp_path, capsys):
     digits.main(out=tmp_path / "run", steps=8, epochs=6)
     printed = capsys.readouterr().out
     # 6 epochs give 98%, and 20 give 99%; guessing gives 10%.
@@ -128,7 +128,7 @@ def test_search_for_negations():
     assert (found.stop, count, turned) == (3, 2, 0)
 
 
-def test_hierarchies_of_images(tmp_path, capsys, monkeypatch):
+def test_hierarchies_of_images(optimized, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("JAXPLAIN_DATA", raising=False)  # scikit-learn's digits, 8 pixels a side
     with quick_compile():
         hierarchies_images.main(out=tmp_path / "run", count=4, epochs=6)

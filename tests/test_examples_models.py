@@ -34,7 +34,7 @@ def test_linen_cnn(tmp_path, capsys):
         assert np.all(record.result["cam"] >= 0)
 
 
-def test_nnx_transformer(tmp_path, capsys):
+def test_nnx_transformer(optimized, tmp_path, capsys):
     with quick_compile():
         nnx_transformer.main(out=tmp_path / "run", updates=160, count=30, steps=32)
     printed = capsys.readouterr().out

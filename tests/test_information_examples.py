@@ -145,7 +145,7 @@ def test_difference_counts_the_sentences_that_have_both():
     assert not difference(np.array([np.nan])).above
 
 
-def test_compare_models(tmp_path, capsys):
+def test_compare_models(optimized, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     (tmp_path / "trees.txt").write_text(TREES.replace("film", "film) (3 funny"))
     rows = ["sentence\tlabel", "a charming and funny film .\t1", "the film is dull .\t0"]
