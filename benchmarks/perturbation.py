@@ -7,8 +7,8 @@
 PyTorch; players are tokens, what is absent is 0. `FeatureAblation` and `ShapleyValueSampling`
 against `feature_ablation` and `shapley_sampling`, with as many orders on both sides; Captum gets
 the best of several `perturbations_per_eval` and ours the best of several `chunk`, each tried first.
-The row has what a bare forward pass costs on either side: where passes are most of the time, their
-ratio is what any method can gain.
+The row has what a bare forward pass costs on either side: their ratio is what is gained by the same
+passes; the rest is by what coalitions share.
 
 `shap`: `KernelExplainer` against `kernel_shap`, with as many samples and no regularisation; on a
 table of 20 columns with a background set, and on the sentences with an absent token 0. The model
