@@ -123,6 +123,7 @@ def main() -> None:
                 if not re.search(rf"process {victim} of 2 is gone.*resume", told):
                     sys.exit(f"the other process said: {told}")
                 cost = max(cost, before - done(out))
+                print(f"{sum(kills)} killed: {told}", file=sys.stderr, flush=True)
             if done(out) == total:
                 whole_again()
             elif draw.random() < 0.3:  # on other devices
