@@ -6,7 +6,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 import jaxplain as jxp
+from jaxplain import bench
 from jaxplain.models import TextModel
 from jaxplain.run.sources import TextSource, read_texts
 from jaxplain.run.text import explain_text
@@ -64,10 +64,6 @@ def text_job(model: TextModel, path: Path, steps: int, limit: int, copies: int =
     return source, explain_text(model, method, baseline="zeros")
 
 
-def block(value: Any) -> Any:
-    return jax.block_until_ready(value)
-
-
 def paired(
     sides: Sequence[Callable[[], Any]], repeats: int, sustained: bool = False
 ) -> list[list[float]]:
@@ -78,23 +74,14 @@ def paired(
     work, caches are its own, and threads that slept are slow to wake.
     """
     for side in sides:
-        block(side())
+        jax.block_until_ready(side())
     seconds: list[list[float]] = [[] for _ in sides]
     for _ in range(repeats):
         for side, mine in zip(sides, seconds, strict=True):
             if sustained:
-                average(side, WARM)
-            mine.append(average(side, TIMED if sustained else 0))
+                bench.turn(side, WARM)
+            mine.append(bench.turn(side, TIMED if sustained else 0))
     return seconds
-
-
-def average(side: Callable[[], Any], least: float) -> float:
-    """Seconds of a call, over as many as take `least` seconds, and one at least."""
-    calls, began = 0, time.perf_counter()
-    while not calls or time.perf_counter() - began < least:
-        block(side())
-        calls += 1
-    return (time.perf_counter() - began) / calls
 
 
 def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:

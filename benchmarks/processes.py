@@ -26,7 +26,7 @@ import numpy as np
 
 import jaxplain as jxp
 from benchmarks.common import parse, report, sst2
-from jaxplain.run import processes
+from jaxplain.run import signs, team
 
 CLOSE = 1e-5  # relative to an example's largest score: sums in another order
 
@@ -58,8 +58,8 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 
 def signed(out: Path, pair: list[subprocess.Popen]) -> bool:
     """Whether both have given a sign of life."""
-    signs = map(processes.read, (out / processes.FOLDER).glob("[0-9]*.json"))
-    return {p.pid for p in pair} <= {sign["pid"] for sign in signs if sign}
+    found = map(signs.read, (out / team.FOLDER).glob("[0-9]*.json"))
+    return {p.pid for p in pair} <= {sign["pid"] for sign in found if sign}
 
 
 def done(out: Path) -> int:

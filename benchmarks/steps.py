@@ -13,25 +13,13 @@ import numpy as np
 
 import jaxplain as jxp
 from benchmarks.common import median_ratio, paired, parse, report
-from jaxplain import models
+from jaxplain import bench, models
 
 BOUND = 1.05
 
 
-def text_job(name: str, batch: int, length: int):
-    """The score of a bundled model's second class, its parameters, embedded sentences, masks."""
-    model = models.load(name)
-    ids = np.random.default_rng(0).integers(5, 1000, (batch, length))
-    x = jax.vmap(model.embed, (None, 0))(model.params, jnp.asarray(ids, jnp.int32))
-
-    def score(params, x, mask):
-        return model.score(params, x, mask)[1]
-
-    return score, model.params, x, jnp.ones((batch, length), bool)
-
-
-def image_job(name: str, batch: int, size: int):
-    """The same of three convolutions, the last two with stride 2, and a linear layer."""
+def image_task(batch: int, size: int) -> bench.Task:
+    """Three convolutions, the last two with stride 2, and a linear layer, of random images."""
     rng = np.random.default_rng(0)
     shapes = [(3, 3, 1, 16), (3, 3, 16, 32), (3, 3, 32, 32), (32, 10)]
     scaled = [rng.normal(size=s) * (2 / np.prod(s[:-1])) ** 0.5 for s in shapes]
@@ -48,13 +36,16 @@ def image_job(name: str, batch: int, size: int):
             h = jax.nn.relu(h)
         return (h.mean((1, 2)) @ params[-1])[0, 1]
 
-    return score, params, x, jnp.ones((batch, size), bool)
+    return bench.Task(score, None, params, x, jnp.ones((batch, size), bool))
 
 
 def main() -> None:
     options = parse(__doc__ or "", model="transformer", batch=32, length=24, steps=32, repeats=7)
-    job = image_job if options.model == "image" else text_job
-    scalar, params, x, mask = job(options.model, options.batch, options.length)
+    if options.model == "image":
+        task = image_task(options.batch, options.length)
+    else:
+        task = bench.text_task(models.load(options.model), options.batch, options.length)
+    scalar, params, x, mask = task.score, task.params, task.x, task.mask
 
     def explain(params, x, mask):
         return jxp.integrated_gradients(

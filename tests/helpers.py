@@ -5,6 +5,9 @@ from contextlib import contextmanager
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
+from jaxplain.types import JaxplainError
 
 # Some hundreds of roundings deep: the models here are chains of about 10 sums of about 50 terms.
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 3e-2, "float16": 4e-3}
@@ -52,3 +55,13 @@ def quick_compile():
 def total(scores) -> float:
     """Sum of all scores, in float64."""
     return sum(float(np.sum(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(scores))
+
+
+def refused(call, *words):
+    """A call raises `JaxplainError`, in one line that holds the words."""
+    with pytest.raises(JaxplainError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message

@@ -12,7 +12,7 @@ from jaxplain.methods.information import WordInformation
 from jaxplain.report import web
 from jaxplain.report.corpus import corpus
 from jaxplain.report.view import survey
-from jaxplain.run import plan, store
+from jaxplain.run import packing, plan, store
 from jaxplain.run.trees import describe
 from jaxplain.types import Attribution, SampledAttribution
 from tests.test_report import CONFIGURATION, f32, tree_record
@@ -95,7 +95,7 @@ def write_run(path: Path, records: list[jxp.Record], **info: Any) -> None:
             (r.index, None if r.result is None else jax.tree.leaves(r.result), r.notes, r.error)
             for r in rows
         ]
-        store.write(store.shard_path(path, 0, k // 1000), store.pack_records(tree, packed))
+        store.write(store.shard_path(path, 0, k // 1000), packing.pack_records(tree, packed))
 
 
 def joined(record: jxp.Record, rng: np.random.Generator) -> jxp.Record:

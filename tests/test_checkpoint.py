@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxplain.models import checkpoint
-from jaxplain.types import JaxplainError
+from tests.helpers import refused
 
 
 class Pair(NamedTuple):
@@ -87,15 +87,6 @@ def test_sharding_of_like_and_of_what_was_saved(tmp_path, mesh):
     assert got.sharding == columns
     np.testing.assert_array_equal(got, value)
     assert len(checkpoint.restore(tmp_path / "p")["w"].sharding.device_set) == 1
-
-
-def refused(call, *words):
-    with pytest.raises(JaxplainError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 def test_bad_paths_are_refused(saved, tmp_path):

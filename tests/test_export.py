@@ -16,7 +16,7 @@ import jaxplain as jxp
 from jaxplain import cli
 from jaxplain.export import rows as reading
 from jaxplain.methods.information import WordInformation
-from jaxplain.run import fingerprint, plan, store
+from jaxplain.run import fingerprint, packing, plan, store
 from jaxplain.run.trees import describe
 from jaxplain.types import Attribution, JaxplainError
 
@@ -58,7 +58,7 @@ def write_shard(out: Path, number: int, indices: list[int], level: int = 0) -> N
         error = "NaN in scores" if index == FAILED else None
         records.append((index, leaves, NOTES[index % len(NOTES)], error))
     near = {"effort": 17 + level, "converged": [index % 2 == 0 for index in indices]}
-    packed = store.pack_records(describe(result(0)), records, **near)
+    packed = packing.pack_records(describe(result(0)), records, **near)
     store.write(store.shard_path(out, 0, number, level), packed)
 
 
@@ -261,10 +261,10 @@ def test_numpy_files(run, tmp_path, small, folder):
 
 def test_groups_hold_what_they_may(run, monkeypatch):
     """In bytes, too: no group is larger than was asked for by more than one row."""
-    whole = next(iter(reading.groups(reading.source(run))))
-    largest = max(shard.size for shard in reading.source(run).shards)
+    whole = next(iter(reading.groups(reading.opened(run))))
+    largest = max(shard.size for shard in reading.shards_of(reading.opened(run), 0))
     monkeypatch.setattr(reading, "BYTES", 2 * largest)
-    parts = list(reading.groups(reading.source(run)))
+    parts = list(reading.groups(reading.opened(run)))
     assert len(whole.index) == 16 and len(parts) > 3
     assert max(len(part.index) for part in parts) <= 4
     assert [index for part in parts for index in part.index] == whole.index
@@ -279,7 +279,7 @@ def test_an_export_that_fails_leaves_what_was_there(run, tmp_path, monkeypatch, 
         to(run, tmp_path / "no" / "file")
 
     def broken(source):
-        yield reading.picked(source.shards[0], [0, 1])
+        yield reading.picked(reading.shards_of(source, 0)[0], [0, 1])
         raise store.Damaged("a shard is damaged")
 
     for module in ("tables", "arrays"):

@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 
 import jaxplain as jxp
 from jaxplain import plot
-from jaxplain.run.store import Record
+from jaxplain.run.packing import Record
 
 WORDS = ["[CLS]", "not", "un", "##clear", "[SEP]"]
 SCORES = np.array([0.0, 2.0, -1.0, -4.0, 0.5])

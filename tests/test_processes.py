@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 import jaxplain as jxp
-from jaxplain.run import processes
+from jaxplain.run import processes, signs
+from jaxplain.run import team as teamwork
 from jaxplain.run.places import choose_process
-from jaxplain.run.processes import Processes, Step, Team
+from jaxplain.run.processes import Processes
+from jaxplain.run.team import Step, Team
 from tests.test_run import files
 
 # One process of a slow run: 240 examples in shards of 16, by a model with a tolerance.
@@ -35,9 +37,9 @@ SCRIPT = textwrap.dedent(
     jax.config.update("jax_num_cpu_devices", devices)
     write = store.write
 
-    def slowly(path, payload):
-        time.sleep(pause)
-        write(path, payload)
+    def slowly(path, payload, **how):
+        time.sleep(pause if how.get("lasting", True) else 0)
+        write(path, payload, **how)
 
     store.write = slowly
 
@@ -175,8 +177,8 @@ def together(out, calls, work, patience=3.0):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(processes, "BEAT", 0.05)
-    monkeypatch.setattr(processes, "JOIN", 5.0)
+    monkeypatch.setattr(teamwork, "BEAT", 0.05)
+    monkeypatch.setattr(teamwork, "JOIN", 5.0)
 
 
 def test_every_shard_is_taken_once(quick, tmp_path):
@@ -222,14 +224,14 @@ def test_the_trouble_of_one_ends_all(quick, tmp_path):
 
     first, second, third = together(tmp_path / "run", [call()] * 3, work)
     assert isinstance(second, OSError)
-    told = "process 1 of 3 ended: no space left. What is on disk is whole: start all"
+    told = "process 1 of 3 ended: OSError: no space left. What is on disk is whole: start all"
     assert str(first).startswith(told)
-    assert f"process 0 of 3 ended: {told[:38]}" in str(third)
+    assert f"process 0 of 3 ended: {told[:47]}" in str(third)
 
 
 def test_silence_is_death(quick, tmp_path, monkeypatch):
     """Of a process elsewhere, which cannot be looked up; its clock does not matter."""
-    monkeypatch.setattr(processes, "here", lambda: "")
+    monkeypatch.setattr(signs, "place", lambda: "")
 
     def work(team):
         if team.me.process_id == 1:
@@ -245,7 +247,7 @@ def test_silence_is_death(quick, tmp_path, monkeypatch):
 
 
 def test_nobody_waits_for_ever(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "JOIN", 0.5)
+    monkeypatch.setattr(teamwork, "JOIN", 0.5)
     for number, missing in ((0, "process 1 of 2 did not come"), (1, "process 0 of 2 did not come")):
         team = Team(tmp_path / "run", Processes(number, 2))
         with pytest.raises(jxp.JaxplainError, match=missing), team.at_work():
@@ -304,14 +306,14 @@ def test_a_mesh_of_other_processes_is_refused(tmp_path, monkeypatch):
 
 
 def test_gone_looks_at_this_machine_only():
-    sign = {"place": processes.here(), "pid": os.getpid()}
-    assert not processes.gone(sign)
+    sign = signs.here()
+    assert sign["pid"] == os.getpid() and not signs.gone(sign)
     child = subprocess.Popen([sys.executable, "-c", ""])
     sign["pid"] = child.pid
     deadline = time.monotonic() + 20
-    while not processes.gone(sign):  # ended, and not waited for
+    while not signs.gone(sign):  # ended, and not waited for
         assert time.monotonic() < deadline
         time.sleep(0.01)
     child.wait()
-    assert processes.gone(sign)
-    assert not processes.gone(sign | {"place": "elsewhere"})
+    assert signs.gone(sign)
+    assert not signs.gone(sign | {"place": "elsewhere"})

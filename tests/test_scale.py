@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxplain as jxp
-from jaxplain.run import batches, columns, gaps, plan, schedule, store
+from jaxplain.run import batches, columns, gaps, packing, plan, schedule, store
 from jaxplain.run.alike import split_all
 from jaxplain.run.trees import describe, fit, layout, split
 from tests.test_run import Faulty, files, go, no_cache, params, same, sentences
@@ -224,15 +224,15 @@ def test_a_shard_is_no_shard_with_any_byte_flipped(tmp_path):
     result = {"scores": np.ones(2, "f4"), "gap": np.zeros(())}
     rows = [(i, jax.tree.leaves(result), {"name": "a"}, None) for i in range(3)]
     path = tmp_path / "shard"
-    path.write_bytes(whole := store.pack_records(describe(result), rows, run="me"))
-    assert store.read_shard(path, (0, 1, 2), "me") is not None
-    assert store.read_shard(path, (0, 1, 3), "me") is None
-    assert store.read_shard(path, (0, 1, 2), "you") is None
+    path.write_bytes(whole := packing.pack_records(describe(result), rows, run="me"))
+    assert packing.read_shard(path, (0, 1, 2), "me") is not None
+    assert packing.read_shard(path, (0, 1, 3), "me") is None
+    assert packing.read_shard(path, (0, 1, 2), "you") is None
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert store.read_shard(path, range(3), "me") is None
+        assert packing.read_shard(path, range(3), "me") is None
         path.write_bytes(whole[:place])
-        assert store.read_shard(path, range(3), "me") is None
+        assert packing.read_shard(path, range(3), "me") is None
 
 
 def test_reasons_do_not_grow_with_failures():

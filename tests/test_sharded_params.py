@@ -16,7 +16,7 @@ from jaxplain import cli, models
 from jaxplain.models import checkpoint
 from jaxplain.run import compile as compiler
 from jaxplain.run import fingerprint, plan
-from jaxplain.types import JaxplainError
+from tests.helpers import refused
 
 P = PartitionSpec
 WIDTH, INNER, WORDS, LENGTH = 8, 16, 12, 5
@@ -221,15 +221,6 @@ def test_no_device_ever_holds_a_whole_array():
 
 
 # ---- rules
-
-
-def refused(call, *words):
-    with pytest.raises(JaxplainError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 def test_paths_and_shapes_reach_the_rule():

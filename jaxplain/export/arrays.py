@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxplain.export.look import Exported, Look, as_json, look, provenance
-from jaxplain.export.rows import Leaf, Source, groups, of_records, plain, source, whole
+from jaxplain.export.rows import Leaf, groups, of_records, opened, plain, whole
 from jaxplain.export.tables import replacing
+from jaxplain.run.packing import Record
 from jaxplain.run.records import Records
-from jaxplain.run.store import Record
 from jaxplain.types import JaxplainError
 
 
@@ -43,8 +43,8 @@ def to_numpy(run: str | Path | Records | Iterable[Record]) -> dict[str, np.ndarr
     (array(['so', 'so', 'so'], dtype=object), array([1., 1.]))
     """
     if isinstance(run, str | Path | Records):
-        read = source(run)
-        found, parts, count = look(whole(read)), groups(read), read.rows
+        read = opened(run)
+        found, parts, count = look(whole(read)), groups(read), len(read)
     else:
         rows = of_records(run)
         found, parts, count = look([rows]), iter([rows]), len(rows.index)
@@ -110,7 +110,7 @@ def to_npz(run: str | Path | Records, path: str | Path) -> Exported:
     >>> json.loads(bytes(arrays["notes"][notes[2]:notes[3]]))
     {'name': 'row 2'}
     """
-    read, path = source(run), Path(path)
+    read, path = opened(run), Path(path)
     found = look(whole(read))
     folder = path.with_name(f".{path.name}.{os.getpid()}.arrays.tmp")
     try:
@@ -137,7 +137,7 @@ def to_npy(run: str | Path | Records, folder: str | Path) -> Exported:
     Raises:
         JaxplainError: no run, a damaged one, a folder that is there or cannot be written.
     """
-    read, folder = source(run), Path(folder)
+    read, folder = opened(run), Path(folder)
     if folder.exists():
         raise JaxplainError(f"{folder} is there already: remove it, or give another name")
     found = look(whole(read))
@@ -150,10 +150,10 @@ def to_npy(run: str | Path | Records, folder: str | Path) -> Exported:
     return _exported(read, found, folder, names)
 
 
-def _exported(read: Source, found: Look, path: Path, names: list[str]) -> Exported:
-    missing = read.info["examples"] - read.rows
+def _exported(read: Records, found: Look, path: Path, names: list[str]) -> Exported:
+    missing = read.info["examples"] - len(read)
     remarks = tuple(line for line in found.remarks if not line.endswith("JSON"))  # all notes are
-    return Exported(path, read.rows, found.failed, missing, tuple(names), remarks)
+    return Exported(path, len(read), found.failed, missing, tuple(names), remarks)
 
 
 class _Npy:
@@ -186,7 +186,7 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name.replace('%', '%25').replace('/', '%2F')}.npy"
 
 
-def _write(read: Source, found: Look, folder: Path) -> list[str]:
+def _write(read: Records, found: Look, folder: Path) -> list[str]:
     """Write a run's arrays into a new folder, group by group; give their names."""
     columns = set(found.names.leaves.values())
     beside = {f"{name}.{ending}" for name in columns for ending in ("offsets", "shapes")}

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxplain.export.rows import Leaf, Names, Rows, Source, names, plain
+from jaxplain.export.rows import Leaf, Names, Rows, names, plain
 from jaxplain.run import fingerprint
+from jaxplain.run.records import Records
 
 MIXED = "json"  # the kind of a note whose values have no type in common
 SIMPLE = {bool: "bool", str: "str", bytes: "bytes"}
@@ -103,11 +104,11 @@ def common(leaf: Leaf) -> tuple[int | None, ...]:
     return tuple(int(n) if s else None for n, s in zip(first, same, strict=True))
 
 
-def provenance(run: Source, found: Look) -> str:
+def provenance(run: Records, found: Look) -> str:
     """What says where a table comes from, as JSON: run.json, without the paths on this machine."""
     told = {name: value for name, value in run.info.items() if name != "origin"}
     told["identity"] = fingerprint.identity(run.info)
-    told["missing"] = run.info["examples"] - run.rows
+    told["missing"] = run.info["examples"] - len(run)
     told["results"] = {
         found.names.leaves[path]: {"dtype": str(seen.dtype), "shape": seen.shape}
         for path, seen in found.leaves.items()

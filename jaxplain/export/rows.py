@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 
-from jaxplain.run import columns, plan, store
-from jaxplain.run.batch import noted
+from jaxplain.run import columns, store
+from jaxplain.run.packing import Record, noted
 from jaxplain.run.records import Records, load
-from jaxplain.run.store import Record
 from jaxplain.run.trees import describe, leaf_names, rebuild, unbuild
 from jaxplain.types import JaxplainError, PyTree
 
@@ -68,32 +67,21 @@ class Shard(NamedTuple):
     rows: list[tuple[int, int]]  # (index, row)
 
 
-class Source(NamedTuple):
-    """A run to be read: its record, and its shards."""
-
-    path: Path
-    info: dict[str, Any]
-    shards: list[Shard]
-
-    @property
-    def rows(self) -> int:
-        return sum(len(shard.rows) for shard in self.shards)
-
-
-def source(run: str | Path | Records) -> Source:
-    """Find what a run holds so far.
+def opened(run: str | Path | Records) -> Records:
+    """What a run holds so far.
 
     Raises:
         JaxplainError: if it is no run.
     """
-    records = run if isinstance(run, Records) else load(run)
-    path = records.path
+    return run if isinstance(run, Records) else load(run)
+
+
+def shards_of(run: Records, window: int) -> list[Shard]:
+    """The shards of a window, each with the rows of it that stand for their examples."""
     places: dict[int, tuple[Path, int]] = {}
-    for window, level, planned in store.plans(path):
-        for number, shard in enumerate(plan.unpack(store.unpack(planned))):
-            file = store.shard_path(path, window, number, level)
-            if file.exists():
-                places |= {index: (file, row) for row, index in enumerate(plan.index_of(shard))}
+    for level, number, positions in run.shards(window):
+        file = store.shard_path(run.path, window, number, level)
+        places |= {index: (file, row) for row, index in enumerate(positions)}
     shards: dict[Path, list[tuple[int, int]]] = {}
     for index, (file, row) in sorted(places.items()):
         shards.setdefault(file, []).append((index, row))
@@ -101,34 +89,38 @@ def source(run: str | Path | Records) -> Source:
     for file, rows in shards.items():
         held = max(row for _, row in rows) + 1
         found.append(Shard(file, file.stat().st_size // held, rows))
-    return Source(path, records.info, found)
+    return found
 
 
-def groups(run: Source) -> Iterator[Rows]:
+def groups(run: Records) -> Iterator[Rows]:
     """The rows of a run in the order of their examples, in groups of bounded size.
 
     A shard is read once for each group that it has rows in: the shards of texts, which were
     sorted by length, have some in every group of their window.
     """
-    order = sorted((i, n) for n, shard in enumerate(run.shards) for i, _ in shard.rows)
-    start = 0
-    while start < len(order):
-        stop, room = start, BYTES
-        while stop < len(order) and stop - start < MOST and (room > 0 or stop == start):
-            room -= run.shards[order[stop][1]].size
-            stop += 1
-        first, last = order[start][0], order[stop - 1][0]
-        parts = []
-        for number in sorted({n for _, n in order[start:stop]}):
-            shard = run.shards[number]
-            parts.append(picked(shard, [row for i, row in shard.rows if first <= i <= last]))
-        yield joined(parts)
-        start = stop
+    for window in run.windows:
+        shards = shards_of(run, window)
+        order = sorted((i, n) for n, shard in enumerate(shards) for i, _ in shard.rows)
+        start = 0
+        while start < len(order):
+            stop, room = start, BYTES
+            while stop < len(order) and stop - start < MOST and (room > 0 or stop == start):
+                room -= shards[order[stop][1]].size
+                stop += 1
+            first, last = order[start][0], order[stop - 1][0]
+            parts = []
+            for number in sorted({n for _, n in order[start:stop]}):
+                rows = [row for i, row in shards[number].rows if first <= i <= last]
+                parts.append(picked(shards[number], rows))
+            yield joined(parts)
+            start = stop
 
 
-def whole(run: Source) -> Iterator[Rows]:
+def whole(run: Records) -> Iterator[Rows]:
     """The rows of a run shard by shard, each read once."""
-    return (picked(shard, [row for _, row in shard.rows]) for shard in run.shards)
+    for window in run.windows:
+        for shard in shards_of(run, window):
+            yield picked(shard, [row for _, row in shard.rows])
 
 
 def picked(shard: Shard, rows: list[int]) -> Rows:

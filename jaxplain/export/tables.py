@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxplain.export.look import MIXED, Exported, Look, Seen, as_json, look, provenance
-from jaxplain.export.rows import Leaf, Rows, groups, of_records, plain, source, whole
+from jaxplain.export.rows import Leaf, Rows, groups, of_records, opened, plain, whole
+from jaxplain.run.packing import Record
 from jaxplain.run.records import Records
-from jaxplain.run.store import Record
 from jaxplain.types import JaxplainError
 
 
@@ -146,15 +146,15 @@ def _arrow(what: str) -> Any:
 def _write(run: str | Path | Records, path: Path, writer: Callable) -> Exported:
     import pyarrow as pa
 
-    read = source(run)
+    read = opened(run)
     found = look(whole(read))
     schema = _schema(found).with_metadata({"jaxplain": provenance(read, found)})
     with replacing(path) as temporary, writer(str(temporary), schema) as file:
         for rows in groups(read):
             file.write_table(pa.table(_columns(rows, found), schema=schema))
-    missing = read.info["examples"] - read.rows
+    missing = read.info["examples"] - len(read)
     columns = tuple(schema.names)
-    return Exported(path, read.rows, found.failed, missing, columns, found.remarks)
+    return Exported(path, len(read), found.failed, missing, columns, found.remarks)
 
 
 @contextlib.contextmanager

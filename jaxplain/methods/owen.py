@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.interpret.compat import is_traced
 from jaxplain.methods.coalitions import game
 from jaxplain.methods.path import Baseline
-from jaxplain.methods.players import many
+from jaxplain.methods.players import known, many
 from jaxplain.methods.shapley import by_orders
 from jaxplain.types import (
     Array,
@@ -155,13 +154,7 @@ def owen_sampling(
 
 def _levels(unions: np.ndarray, players: int) -> np.ndarray:
     """`[L + 1, M]`: unions from 0 in each level, each level within the one above, then players."""
-    if is_traced(unions) or not np.issubdtype(np.asarray(unions).dtype, np.integer):
-        kind = "traced" if is_traced(unions) else str(np.asarray(unions).dtype)
-        raise JaxplainError(
-            f"unions must be whole numbers that are known beforehand, not {kind}: they decide what "
-            "is compiled"
-        )
-    rows = np.asarray(unions)
+    rows = known("unions", unions)
     rows = rows[None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or rows.shape[1] != players:
         raise JaxplainError(

@@ -81,6 +81,21 @@ def many(value: Callable[[Array], PyTree], count: int, chunk: int) -> PyTree:
     return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:])[:count], rows)
 
 
+def known(name: str, numbers: PyTree) -> np.ndarray:
+    """Whole numbers that decide what is compiled.
+
+    Raises:
+        JaxplainError: they are traced, or no whole numbers.
+    """
+    if is_traced(numbers) or not np.issubdtype(np.asarray(numbers).dtype, np.integer):
+        kind = "traced" if is_traced(numbers) else str(np.asarray(numbers).dtype)
+        raise JaxplainError(
+            f"{name} must be whole numbers that are known beforehand, not {kind}: they decide what "
+            "is compiled"
+        )
+    return np.asarray(numbers)
+
+
 def label(groups: PyTree | None, x: PyTree) -> tuple[list[np.ndarray], int]:
     """For each leaf of x whose its entries are, numbered from 0, and how many there are."""
     leaves, tree = jax.tree.flatten(x)
@@ -96,13 +111,7 @@ def label(groups: PyTree | None, x: PyTree) -> tuple[list[np.ndarray], int]:
         )
     fits = []
     for at, leaf in zip(given, leaves, strict=True):
-        if is_traced(at) or not np.issubdtype(np.asarray(at).dtype, np.integer):
-            kind = "traced" if is_traced(at) else str(np.asarray(at).dtype)
-            raise JaxplainError(
-                f"groups must be arrays of whole numbers that are known beforehand, not {kind}: "
-                "how many there are decides what is compiled"
-            )
-        at = np.asarray(at)
+        at = known("groups", at)
         at = at.reshape((1,) * (leaf.ndim - at.ndim) + at.shape)
         if at.ndim != leaf.ndim or any(
             n not in (1, m) for n, m in zip(at.shape, leaf.shape, strict=True)

@@ -8,8 +8,8 @@ import numpy as np
 from jaxplain.report import against, web
 from jaxplain.report.agreement import Agreement, Comparison, agreement, reason_of
 from jaxplain.report.view import View, survey, view
+from jaxplain.run.packing import Record
 from jaxplain.run.records import Records, load
-from jaxplain.run.store import Record
 from jaxplain.types import JaxplainError
 
 LIMIT = 10_000  # examples on a page

@@ -9,8 +9,8 @@ from scipy.special import stdtrit
 from jaxplain.report.parts import Part
 from jaxplain.report.view import View, view
 from jaxplain.report.words import whole
+from jaxplain.run.packing import Record
 from jaxplain.run.records import Records
-from jaxplain.run.store import Record
 from jaxplain.types import JaxplainError
 
 SHARE = 0.95  # of intervals

@@ -8,8 +8,8 @@ import numpy as np
 from jaxplain.report.results import layer_numbers, word_information
 from jaxplain.report.view import view
 from jaxplain.report.wordlists import SPECIAL, membership, places
+from jaxplain.run.packing import Record
 from jaxplain.run.records import Records
-from jaxplain.run.store import Record
 from jaxplain.types import JaxplainError
 
 CONSTANT = 0.5 * float(np.log(2 * np.pi * np.e))  # nats of a standard normal

@@ -15,7 +15,7 @@ from jaxplain.report.trees import sentence_tree_text
 from jaxplain.report.view import View, view
 from jaxplain.report.web import ends, two_sided
 from jaxplain.report.words import words
-from jaxplain.run.store import Record
+from jaxplain.run.packing import Record
 
 SHADES = " ░▒▓█"
 ROWS = 10  # features shown per example

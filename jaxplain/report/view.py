@@ -9,7 +9,7 @@ import numpy as np
 from jaxplain.registry import METHODS
 from jaxplain.report.parts import Part, parts
 from jaxplain.report.results import field, leaves, number, word_information
-from jaxplain.run.store import Record
+from jaxplain.run.packing import Record
 
 COUNTS = ("examples", "failed", "truncated", "labelled", "correct", "informed")
 COUNTS += ("converged", "unconverged")

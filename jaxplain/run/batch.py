@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import msgpack
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxplain.run import batches, columns, plan, rounds, store
+from jaxplain.run import batches, columns, packing, plan, rounds
 from jaxplain.run import compile as compiler
 from jaxplain.run.begin import begin, check_arguments
 from jaxplain.run.columns import Index
-from jaxplain.run.store import Record
+from jaxplain.run.packing import Record
 from jaxplain.run.trees import rebuild
 from jaxplain.types import PyTree
 
@@ -136,7 +135,7 @@ def batch_explainer(
             block = batches.block(work, result, good, s.outputs)
             for index, values, notes, error in columns.rows(block):
                 made = None if values is None else rebuild(s.outputs.tree, iter(values))
-                found[index] = Record(index, made, noted(notes), error)
+                found[index] = Record(index, made, packing.noted(notes), error)
 
         before = None
         for item in launched(reader, groups) if len(examples) else ():
@@ -148,9 +147,3 @@ def batch_explainer(
         return [found[index] for index in every]
 
     return explained
-
-
-def noted(notes: dict[str, Any]) -> dict[str, Any]:
-    """Notes as a run gives them back."""
-    packed: bytes = msgpack.packb(store.note(notes))  # type: ignore[assignment]
-    return msgpack.unpackb(packed, strict_map_key=False)

@@ -9,14 +9,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxplain.run import fingerprint, precision, restore, store
+from jaxplain.run import fingerprint, packing, precision, restore, store
 from jaxplain.run.begin import begin, check_arguments, now
 from jaxplain.run.compile import check_mesh
 from jaxplain.run.parts import Summary
-from jaxplain.run.processes import Processes, Team
+from jaxplain.run.processes import Processes
 from jaxplain.run.processes import check as check_processes
 from jaxplain.run.progress import State, shown
 from jaxplain.run.schedule import Job
+from jaxplain.run.team import Team
 from jaxplain.types import PyTree
 
 
@@ -171,7 +172,7 @@ def run(
                 (out / folder).mkdir(exist_ok=True)
             store.sweep(out)
             if keep and not kept_whole(out):
-                store.write_kept(out, dict(keep))
+                packing.write_kept(out, dict(keep))
         summary = job.all()
         info["status"] = "complete"
         earlier = (old or {}).get("totals", {}).get("seconds", 0.0)
@@ -198,6 +199,6 @@ def run(
 
 def kept_whole(out: Path) -> bool:
     try:
-        return store.read_kept(out) is not None
+        return packing.read_kept(out) is not None
     except store.Damaged:
         return False

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxplain.run import batches, columns, plan, precision, rounds, store
+from jaxplain.run import batches, columns, packing, plan, precision, rounds, store
 from jaxplain.run import compile as compiler
 from jaxplain.run.parts import Settings, Work
-from jaxplain.run.processes import Team
 from jaxplain.run.rounds import Rounds
+from jaxplain.run.team import Team
 from jaxplain.types import JaxplainError
 
 AHEAD = 2  # batches that are read, and results that wait for the disk, at most
@@ -227,7 +227,7 @@ class Pipeline:
                     more |= {"effort": rounds.spent(self.s.efforts, task.level), "converged": near}
                 path = store.shard_path(self.s.out, task.window, work.shard, task.level)
                 with store.writing(self.s.out):
-                    store.write(path, store.pack_block(self.s.outputs.tree, block, **more))
+                    store.write(path, packing.pack_block(self.s.outputs.tree, block, **more))
                 self.finished += len(block.index)
                 self.team.put_down(task.window, task.level, work.shard, len(block.index))
                 task.written(work.shard, block)

@@ -1,6 +1,5 @@
 """Where a command's run is computed, and where it is kept."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -84,12 +83,11 @@ def free_directory(
     number, path = 1, base
     while path.exists():
         try:
-            store.read_info(path)
-            info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            info = store.read_info(path) or {}
             same = (info["configuration"], info["plan"]["batch_size"], info["versions"])
         except store.NoRecord:
             break
-        except (JaxplainError, OSError, ValueError, KeyError, TypeError):
+        except (JaxplainError, OSError, KeyError, TypeError):
             same = None
         if same == (configuration, batch_size, versions()):
             break

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxplain.run import plan, shown, store
+from jaxplain.run import packing, plan, shown, store
 from jaxplain.run.columns import Index, runs
-from jaxplain.run.store import Record
+from jaxplain.run.packing import Record
 from jaxplain.types import JaxplainError, PyTree
 
 KEPT = 64  # shards that stay in memory, at most
@@ -33,21 +33,26 @@ class Records:
         self._present = present
         self._window = info["plan"]["window"]
         self._tables: OrderedDict[int, list[tuple[int, np.ndarray]]] = OrderedDict()
-        self._shards: OrderedDict[tuple[int, int, int], tuple[int, store.Rows]] = OrderedDict()
+        self._shards: OrderedDict[tuple[int, int, int], tuple[int, packing.Rows]] = OrderedDict()
+
+    @property
+    def windows(self) -> list[int]:
+        """Numbers of the windows of which there are shards; each is a stretch of the source."""
+        return sorted(self._present)
 
     @property
     def kept(self) -> Mapping[str, PyTree]:
-        return store.read_kept(self.path) or {}
+        return packing.read_kept(self.path) or {}
 
     @cached_property
     def _count(self) -> int:
-        return sum(self._counted(window) for window in sorted(self._present))
+        return sum(self._counted(window) for window in self.windows)
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Record]:
-        for window in sorted(self._present):
+        for window in self.windows:
             yield from map(self.__getitem__, map(int, self._explained(window)))
 
     def __getitem__(self, index: int) -> Record:
@@ -73,8 +78,8 @@ class Records:
                 return window, level, number, row + index - start
         return None
 
-    def _plans(self, window: int) -> Iterator[tuple[int, int, Index]]:
-        """`(level, shard, positions)` of a window's shards that are there, the last rounds last."""
+    def shards(self, window: int) -> Iterator[tuple[int, int, Index]]:
+        """`(level, number, positions)` of a window's shards that are there, last rounds last."""
         there = self._present.get(window, set())
         for level in sorted({level for level, _ in there}):
             try:
@@ -87,21 +92,21 @@ class Records:
 
     def _explained(self, window: int) -> np.ndarray:
         """A window's positions that are explained, in order."""
-        found = [np.asarray(index, np.int64) for *_, index in self._plans(window)]
+        found = [np.asarray(index, np.int64) for *_, index in self.shards(window)]
         return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
 
     def _counted(self, window: int) -> int:
         """How many these are; in the first round no position comes twice."""
         if any(level for level, _ in self._present[window]):
             return len(self._explained(window))
-        return sum(len(index) for *_, index in self._plans(window))
+        return sum(len(index) for *_, index in self.shards(window))
 
     def _parts(self, window: int) -> list[tuple[int, np.ndarray]]:
         """By level, the last first: `[R, 4]` first position, end, first row and shard of each part
         of a shard whose positions follow one another, in their order."""
         if window not in self._tables:
             levels: dict[int, list[np.ndarray]] = {}
-            for level, number, index in self._plans(window):
+            for level, number, index in self.shards(window):
                 parts = np.insert(runs(index), 3, number, axis=1)
                 levels.setdefault(level, []).append(parts)
             joined = {level: np.concatenate(parts) for level, parts in levels.items()}
@@ -117,10 +122,10 @@ class Records:
     def _read(self, window: int, level: int, number: int, row: int) -> Record:
         return self._shard((window, number, level))[row]
 
-    def _shard(self, place: tuple[int, int, int]) -> store.Rows:
+    def _shard(self, place: tuple[int, int, int]) -> packing.Rows:
         if place not in self._shards:
             path = store.shard_path(self.path, *place)
-            self._shards[place] = path.stat().st_size, store.unpack_records(path)
+            self._shards[place] = path.stat().st_size, packing.unpack_records(path)
             while len(self._shards) > KEPT or (
                 len(self._shards) > 1 and sum(n for n, _ in self._shards.values()) > KEPT_BYTES
             ):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxplain.run import columns, gaps, plan, store
+from jaxplain.run import columns, gaps, packing, plan, store
 from jaxplain.run.columns import Block
 from jaxplain.run.precision import Effort, distance, join
 from jaxplain.run.trees import rebuild, unbuild
@@ -26,7 +26,7 @@ class Rounds:
     def __init__(self, out: Path, window: int, efforts: tuple[Effort, ...], tolerance: float):
         self.out, self.window, self.efforts, self.tolerance = out, window, efforts, tolerance
         self.places: dict[int, tuple[int, int]] = {}  # of the round before: shard and row
-        self.shards: OrderedDict[int, store.Rows] = OrderedDict()
+        self.shards: OrderedDict[int, packing.Rows] = OrderedDict()
         self.level = 0
 
     def pending(self, level: int, shards: list[list[plan.Batch]]) -> dict[int, list[int]]:
@@ -50,7 +50,7 @@ class Rounds:
         number, row = self.places[index]
         if number not in self.shards:
             path = store.shard_path(self.out, self.window, number, self.level)
-            self.shards[number] = store.unpack_records(path)
+            self.shards[number] = packing.unpack_records(path)
             while len(self.shards) > KEPT:
                 self.shards.popitem(last=False)
         self.shards.move_to_end(number)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxplain.run import columns, gaps, plan, rounds, store
+from jaxplain.run import columns, gaps, packing, plan, rounds, store
 from jaxplain.run.parts import Settings, Summary
 from jaxplain.run.pipeline import Pipeline, Task
-from jaxplain.run.processes import POLL, Step, Team
 from jaxplain.run.progress import State
 from jaxplain.run.rounds import Rounds
+from jaxplain.run.team import POLL, Step, Team
 from jaxplain.types import JaxplainError
 
 REASONS = 20  # of failures, that are told
@@ -148,7 +148,7 @@ class Job:
 
     def look(self, window: Window) -> bool:
         """Count what others have written of a window; whether its round is complete."""
-        written = sorted(window.waiting & self.team.put_down_by_others(window.number, window.level))
+        written = sorted(window.waiting & self.team.on_disk(window.number, window.level))
         if written:
             damaged = self.verify(window, written)
             if damaged:
@@ -230,7 +230,7 @@ class Job:
         for number in numbers:
             index = plan.index_of(window.levels[level][number])
             path = store.shard_path(self.s.out, window.number, number, level)
-            content = store.read_shard(path, index, self.s.identity)
+            content = packing.read_shard(path, index, self.s.identity)
             if content is None or (resumed and self.s.retry and content["failed"]):
                 missing.append(number)
                 continue

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxplain.run import batches, fingerprint, plan, precision, store
+from jaxplain.run import batches, fingerprint, packing, plan, precision, store
 from jaxplain.run import compile as compiler
 from jaxplain.run.begin import begin
 from jaxplain.run.columns import Index, pack_index, rows
@@ -144,7 +144,7 @@ def _files(out: Path, info: dict[str, Any]) -> _Found:
     problems: list[str] = []
     sound: store.Present = {}
     try:
-        store.read_kept(out)
+        packing.read_kept(out)
     except store.Damaged as error:
         problems.append(str(error))
     for window, level, path in store.plans(out):
