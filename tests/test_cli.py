@@ -356,7 +356,7 @@ def test_an_unexpected_error_is_one_line_and_resumes(type_in, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("the device\nis gone")
 
-    monkeypatch.setattr(cli, "run", broken)
+    monkeypatch.setattr("jaxplain.cli.explain.run", broken)
     refused(
         type_in("explain --model MODEL --data rows.tsv"),
         "RuntimeError: the device is gone", "resumes", code=1,

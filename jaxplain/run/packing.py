@@ -10,9 +10,8 @@ import jax
 import msgpack
 import numpy as np
 
-from jaxplain.run import columns, shown
+from jaxplain.run import columns, shown, store
 from jaxplain.run.columns import Block, Index
-from jaxplain.run.store import KEPT, Damaged, pack, unpack, write
 from jaxplain.run.trees import describe, rebuild
 from jaxplain.types import PyTree
 
@@ -73,7 +72,7 @@ def pack_block(
     says who is within it.
     """
     noted = any(block.notes)
-    return pack(
+    return store.pack(
         {
             "run": run,
             "examples": columns.pack_index(block.index),
@@ -127,16 +126,16 @@ def unpack_records(path: Path) -> Rows:
     """Read a shard: its records, in its order.
 
     Raises:
-        Damaged: if its checksum does not agree.
+        store.Damaged: if its checksum does not agree.
         FileNotFoundError: if it is not there.
     """
-    return Rows(unpack(path))
+    return Rows(store.unpack(path))
 
 
 def read_shard(path: Path, index: Index, run: str) -> dict[str, Any] | None:
     """A shard's content if it is whole, of this run, and holds these examples; None otherwise."""
-    with contextlib.suppress(FileNotFoundError, Damaged):
-        content = unpack(path)
+    with contextlib.suppress(FileNotFoundError, store.Damaged):
+        content = store.unpack(path)
         if content["examples"] == columns.pack_index(index) and content["run"] == run:
             return content
     return None
@@ -145,16 +144,16 @@ def read_shard(path: Path, index: Index, run: str) -> dict[str, Any] | None:
 def write_kept(out: Path, keep: PyTree) -> None:
     """Write the arrays that belong to the whole run, in the form of a shard of one record."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(keep)]
-    write(out / KEPT, pack_records(describe(keep), [(0, leaves, {}, None)]))
+    store.write(out / store.KEPT, pack_records(describe(keep), [(0, leaves, {}, None)]))
 
 
 def read_kept(out: Path) -> PyTree:
     """What `write_kept` wrote; None where it wrote nothing.
 
     Raises:
-        Damaged: if its checksum does not agree.
+        store.Damaged: if its checksum does not agree.
     """
     try:
-        return unpack_records(out / KEPT)[0].result
+        return unpack_records(out / store.KEPT)[0].result
     except FileNotFoundError:
         return None
