@@ -20,7 +20,7 @@ from jaxplain import cli
 from jaxplain.hierarchy import Hierarchy, to_tree
 from jaxplain.models import text, trained, words
 from jaxplain.run import job
-from jaxplain.run.job import METHODS
+from jaxplain.run.options import METHODS
 
 WORDS = [str(word) for word in "a b good bad film very plain not the and of".split()]
 ROWS = "sentence\tlabel\na very good film\t1\nthe bad\t0\n"

@@ -47,9 +47,10 @@ def test_run_json_is_restored(params, tmp_path):
     before, whole = files(out), (out / "run.json").read_text()
     for altered in (
         None, "", whole[: len(whole) // 2], whole.replace('"params": "', '"params": "0'),
-        whole.replace("jaxplain run 1", "jaxplain run 3"), whole.replace('"created"', '"creaded"'),
+        whole.replace(store.FORMAT, "another format"), whole.replace('"created"', '"creaded"'),
         whole.replace('"done": 60', '"done": 90'), "\xff",
     ):  # fmt: skip
+        assert altered != whole
         (out / "run.json").unlink()
         if altered is not None:
             (out / "run.json").write_bytes(altered.encode("latin-1"))

@@ -9,7 +9,7 @@ import jax
 from jaxplain import bench, models
 from jaxplain.cli.app import app
 from jaxplain.models import trained
-from jaxplain.run.job import METHODS, defaults, flag
+from jaxplain.run.options import METHODS, defaults, flag
 from jaxplain.run.own import short
 from jaxplain.types import JaxplainError
 

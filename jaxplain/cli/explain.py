@@ -13,8 +13,8 @@ from jaxplain.cli.app import app
 from jaxplain.cli.runs import tell
 from jaxplain.report import api
 from jaxplain.run import Summary, run
-from jaxplain.run import job as jobs
 from jaxplain.run.command import Asked, bind
+from jaxplain.run.options import check_options
 from jaxplain.run.own import is_reference, short
 from jaxplain.run.places import choose_devices, choose_process, free_directory, placing
 from jaxplain.types import JaxplainError
@@ -139,7 +139,7 @@ def explain(
             away: --patch, pixels a side. Arrays have baselines zeros, mean, blur, or a number.
     """
     own = [name for name in inspect.signature(explain).parameters if name != "options"]
-    jobs.check_options(method, options, own)
+    check_options(method, options, own)
     size = read_batch_size(batch_size)
     part = choose_process(coordinator, processes, process_id)
     mesh = choose_devices(devices, model_axis)
