@@ -191,7 +191,7 @@ def test_every_shard_is_taken_once(quick, tmp_path):
             team.publish_end({"done": 7})
             published = [*steps, {"done": 7}]
         else:
-            published = list(team.follow(lambda: None))
+            published = list(team.follow(lambda doing: None))
         taken = [
             (s.window, s.level, n)
             for s in published[:-1]
