@@ -30,9 +30,11 @@ from jaxplain import models
 from jaxplain.models.bert import save_bert
 from jaxplain.models.bert_encoder import Bert, BertConfig
 
-APART = 1e-4  # of the largest score: float32 sums in another order
-SIZES = 64, 256
-CHUNKS = 1, 2
+APART = {  # of the largest score, by the digits of the products' factors, in bits
+    ("float32", "highest"): 1e-4,  # sums in another order
+    ("float32", "default"): 1e-2,  # 11 on a GPU
+    ("bfloat16", "default"): 0.1,  # 8, and each side rounds states elsewhere
+}
 
 
 def folder(into: Path, options: Any) -> Path:
@@ -63,54 +65,71 @@ def folder(into: Path, options: Any) -> Path:
 def main() -> None:
     options = parse(
         __doc__ or "", layers=4, width=256, heads=4, batch=16, length=64, steps=32, repeats=7,
-        threads=2, compile="yes",
+        threads=2, compile="yes", sizes="64,256", chunks="1,2", device="cpu", dtype="float32",
+        precision="highest",
     )  # fmt: skip
+    numbers = options.dtype, options.precision
+    if numbers not in APART:
+        sys.exit(f"--dtype and --precision take: {', '.join(map(' '.join, APART))}")
+    jax.config.update("jax_default_matmul_precision", options.precision)
     with tempfile.TemporaryDirectory() as name:
         place = folder(Path(name), options)
-        model, theirs = models.load(place), peer.bert(place, options.threads)
+        model = models.load(place)
+        theirs = peer.bert(place, options.threads, options.device, options.dtype)
     torch, attr, _ = peer.need()
+    torch.set_float32_matmul_precision("highest" if options.precision == "highest" else "high")
     draw = np.random.default_rng(0)
     ids = draw.integers(1000, 20000, (options.batch, options.length)).astype(np.int32)
     mask = np.ones(ids.shape, bool)
     x = jax.vmap(model.embed, (None, 0))(model.params, ids)
-    score = lambda params, x, mask: model.score(params, x, mask)[1]
+    dtype = jnp.dtype(options.dtype)
+    params = jax.tree.map(lambda v: v.astype(dtype), model.params)
+    last = lambda params, x, mask: model.score(params, x.astype(dtype), mask)[1]
+    score = lambda params, x, mask: last(params, x, mask).astype(jnp.float32)
 
     def explain(chunk, params, x, mask):
         f = partial(score, params, mask=mask)
         return jxp.integrated_gradients(lambda x: f(x=x), x, steps=options.steps, chunk=chunk)
 
     ours = {}
-    for chunk in CHUNKS:
+    for chunk in map(int, options.chunks.split(",")):
         program = jax.jit(jax.vmap(partial(explain, chunk), (None, 0, 0)))
-        ours[f"chunk {chunk}"] = partial(program, model.params, x, mask)
+        ours[f"chunk {chunk}"] = partial(program, params, x, mask)
     gradient = jax.jit(jax.vmap(jax.value_and_grad(score, argnums=1), (None, 0, 0)))
 
-    inputs, real = torch.tensor(np.array(x)), torch.tensor(mask).float()
+    inputs = torch.tensor(np.array(x), device=options.device)
+    real = torch.tensor(mask, device=options.device).float()
     networks = {"eager": theirs.score}
     if options.compile == "yes":
         networks["compiled"] = torch.compile(theirs.score)
 
+    def done(found):
+        if found.is_cuda:
+            torch.cuda.synchronize()
+        return found
+
     def attribute(network, size):
-        return attr.IntegratedGradients(network).attribute(
+        found = attr.IntegratedGradients(network).attribute(
             inputs, torch.zeros_like(inputs), target=1, additional_forward_args=real,
             n_steps=options.steps, method="gausslegendre", internal_batch_size=size,
-        ).detach().numpy()  # fmt: skip
+        )  # fmt: skip
+        return done(found.detach())
 
     def bare():
         given = inputs.clone().requires_grad_()
         theirs.score(given, real)[:, 1].sum().backward()
-        return given.grad.numpy()
+        return done(given.grad)
 
     others = {
         f"{kind}, {size} at once": partial(attribute, network, size)
         for kind, network in networks.items()
-        for size in SIZES
+        for size in map(int, options.sizes.split(","))
         if size <= options.batch * options.steps
     }
     mine = np.asarray(next(iter(ours.values()))().scores)
-    apart = max(float(np.abs(mine - call()).max()) for call in others.values())
+    apart = max(float(np.abs(mine - call().cpu().numpy()).max()) for call in others.values())
     apart /= float(np.abs(mine).max())
-    if not apart <= APART:
+    if not apart <= APART[numbers]:
         sys.exit(f"the two sides' scores differ by {apart:.1e}: nothing to compare")
     best = lambda calls: min(
         calls,
@@ -120,12 +139,14 @@ def main() -> None:
     at = {kind: best({n: c for n, c in others.items() if n.startswith(kind)}) for kind in networks}
     sides = [ours[chosen], *(others[n] for n in at.values())]
     seconds = paired(sides, options.repeats, sustained=True)
-    units = paired([lambda: gradient(model.params, x, mask), bare], options.repeats, sustained=True)
+    units = paired([lambda: gradient(params, x, mask), bare], options.repeats, sustained=True)
     shape = (options.batch * options.length, options.width), (options.width, 4 * options.width)
     a, b = (np.ones(s, np.float32) for s in shape)
-    product, left, right = jax.jit(jnp.matmul), jnp.asarray(a), jnp.asarray(b)
-    one, other = torch.tensor(a), torch.tensor(b)
-    rates = paired([lambda: product(left, right), lambda: one @ other], 9, sustained=True)
+    product, left, right = jax.jit(jnp.matmul), jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    kind = {"device": options.device, "dtype": getattr(torch, options.dtype)}
+    one, other = torch.tensor(a).to(**kind), torch.tensor(b).to(**kind)
+    both = [lambda: product(left, right), lambda: done(one @ other)]
+    rates = paired(both, 9, sustained=True)
     jax_rate, torch_rate = (2e-9 * a.size * b.shape[1] / np.median(s) for s in rates)
     ratios = {kind: median_ratio(s, seconds[0]) for kind, s in zip(at, seconds[1:], strict=True)}
     theirs_ms = [1000 * float(np.median(s)) for s in seconds[1:]]
@@ -144,6 +165,8 @@ def main() -> None:
         product_gflop_per_s=float(jax_rate),
         torch_product_gflop_per_s=float(torch_rate),
         threads=options.threads,
+        **{n: getattr(options, n) for n in ("layers", "width", "batch", "length", "steps")},
+        **{n: getattr(options, n) for n in ("dtype", "precision")},
     )
 
 

@@ -35,8 +35,8 @@ def need() -> tuple[Any, Any, Any]:
     return torch, captum.attr, transformers
 
 
-def bert(folder: str | Path, threads: int) -> Network:
-    """A classifier that averages the last states of the real tokens."""
+def bert(folder: str | Path, threads: int, device: str = "cpu", dtype: str = "float32") -> Network:
+    """A classifier that averages the last states of the real tokens; its logits are float32."""
     torch, _, transformers = need()
     torch.set_num_threads(threads)
     from safetensors.torch import load_file  # pyright: ignore
@@ -48,14 +48,17 @@ def bert(folder: str | Path, threads: int) -> Network:
     missing, _ = encoder.load_state_dict(named, strict=False)
     if missing:
         sys.exit(f"the weights lack {', '.join(missing)}")
-    encoder = encoder.float().eval()
+    kind = {"device": device, "dtype": getattr(torch, dtype)}
+    encoder = encoder.eval().to(**kind)
     head = torch.nn.Linear(config.hidden_size, config.num_labels)
     head.load_state_dict({n: weights[f"classifier.{n}"] for n in ("weight", "bias")})
+    head = head.to(**kind)
 
     def score(x: Any, mask: Any) -> Any:
+        x, mask = x.to(**kind), mask.to(**kind)
         states = encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
         mean = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-        return head(mean)
+        return head(mean).float()
 
     return Network(score, encoder.get_input_embeddings())
 

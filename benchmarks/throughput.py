@@ -10,7 +10,8 @@ compile, and mebibytes of the program. Bundled models have their weights; the ot
 of their names and random weights (`length` is the side of a ResNet's images). The share of the
 limit is the gradient's floating-point operations, as XLA counts them, in the time of a gradient, or
 in that of integrated gradients' `steps` of them, over what one large matrix product reaches in the
-same process and number format.
+same process and number format. `--precision highest` keeps float32 products from being rounded to
+fewer digits where a device would do so by default.
 """  # noqa: E501
 
 import sys
@@ -108,16 +109,17 @@ def task_of(name: str, batch: int, length: int) -> bench.Task:
 def main() -> None:
     options = parse(
         __doc__ or "", models="transformer,lstm,cnn", batch=32, length=24, steps=32, repeats=5,
-        methods="", dtype="float32",
+        methods="", dtype="float32", precision="default", chunk=1,
     )  # fmt: skip
     dtype = jnp.dtype(options.dtype)
+    jax.config.update("jax_default_matmul_precision", options.precision)
     limit = bench.matrix_rate(dtype, repeats=options.repeats)
     for name in options.models.split(","):
         task = task_of(name, options.batch, options.length)
         if dtype != jnp.float32:
             task = narrow(task, dtype)
         wanted = [w for w in options.methods.split(",") if w]
-        every = bench.methods(options.steps)
+        every = bench.methods(options.steps, chunk=options.chunk)
         chosen = {n: m for n, m in every.items() if not wanted or n.split(",")[0] in wanted}
         if wanted and not chosen:
             sys.exit(f"--methods takes: {'; '.join(every)}")
@@ -139,6 +141,8 @@ def main() -> None:
                 batch=options.batch,
                 length=options.length,
                 dtype=options.dtype,
+                precision=options.precision,
+                chunk=options.chunk,
                 **cost._asdict(),
                 gflop_per_gradient=None if operations is None else operations / 1e9,
                 product_gflop_per_s=limit / 1e9,
