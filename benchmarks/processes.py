@@ -7,7 +7,8 @@ SST-2's development sentences (`sst2/dev.tsv` below `JAXPLAIN_DATA`) through the
 two processes of `--devices` virtual CPU devices each, until one of them, drawn at random, is killed
 with -9 at a random moment between its first sign of life and the time that a whole run takes; then
 the same again in the same directory, which one process of as many devices as both, or of one,
-finishes now and then; a run that is complete gives place to a new one. In the end every record must
+finishes now and then; a run that is complete gives place to a new one. All share JAX's cache of
+compiled programs, so that kills meet work and not only compilation. In the end every record must
 be there once, and equal to those of one undisturbed process of all devices, to float32's rounding.
 The row also has how long the other process took to end, and whether a kill undid records.
 """
@@ -45,7 +46,12 @@ def start(options: Any, out: Path, number: int, count: int, devices: int) -> sub
     command += ["--model", options.model, "--steps", str(options.steps), "--quiet"]
     command += ["--limit", str(options.limit)] if options.limit else []
     command += ["--processes", str(count), "--process-id", str(number)] if count > 1 else []
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COMPILATION_CACHE_DIR": str(out.parent / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -202,6 +202,19 @@ def test_versions_are_compared(params, tmp_path, monkeypatch):
         go(explain, params, sentences(), tmp_path / "r")
 
 
+def test_a_source_tree_that_was_not_installed_can_run(params, tmp_path, monkeypatch):
+    installed = fingerprint.importlib.metadata.version
+
+    def version(name):
+        if name == "jaxplain":
+            raise fingerprint.importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(fingerprint.importlib.metadata, "version", version)
+    go(explain, params, sentences(), tmp_path / "r")
+    assert jxp.load(tmp_path / "r").info["versions"]["jaxplain"] == "not installed"
+
+
 def test_a_directory_that_is_not_ours(params, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for options in ({}, {"overwrite": True}):

@@ -82,7 +82,12 @@ def of_key(key: jax.Array) -> str:
 
 
 def versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jaxplain", "jax", "jaxlib")}
+    """Of jaxplain, jax and jaxlib; a source tree that was not installed says so."""
+    found = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    try:
+        return {"jaxplain": importlib.metadata.version("jaxplain")} | found
+    except importlib.metadata.PackageNotFoundError:
+        return {"jaxplain": "not installed"} | found
 
 
 def identity(info: dict[str, Any]) -> str:
