@@ -3,7 +3,7 @@
     pip install torch==2.13.0 captum==0.9.0 transformers==5.23.0
     JAXPLAIN_DATA=... python -m benchmarks.attention_peer
 
-A BERT of 4 layers and width 256 with random weights, 16 sentences of 64 tokens, 32 Gauss-Legendre
+BERT-mini (4 layers, width 256) with random weights, 16 sentences of 64 tokens, 32 Gauss-Legendre
 nodes; the tokenizer, which takes no part, is that of minilm-sst2 below `JAXPLAIN_DATA`. Captum
 explains the same weights in transformers' BERT, eager and under torch.compile, each at its best of
 several internal batch sizes; ours takes the best of several `chunk`s. The row has the throughput of

@@ -30,6 +30,7 @@ from jaxplain.models.bert_encoder import Bert, BertConfig
 
 SIZES: Mapping[str, tuple[int, int, int, int]] = MappingProxyType(  # width, layers, heads, inner
     {
+        "bert_mini": (256, 4, 4, 1024),
         "minilm": (384, 6, 12, 1536),
         "bert_base": (768, 12, 12, 3072),
         "bert_large": (1024, 24, 16, 4096),

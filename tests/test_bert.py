@@ -130,6 +130,7 @@ def test_minilm_every_layer_equals_torch(minilm):
             np.testing.assert_allclose(states, gold[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_minilm_integrated_gradients_equal_captum(minilm):
     gold = np.load(HERE / "bert_minilm.npz")
     ids, masks = batch(gold, 20)

@@ -14,6 +14,8 @@ from jaxplain import models
 from jaxplain.methods import groups
 from tests.helpers import quick_compile
 
+pytestmark = pytest.mark.slow
+
 TABLES = {"CD_TRANSFORMER": jxp.CD_TRANSFORMER, "CD_TRANSFORMER_QK": jxp.CD_TRANSFORMER_QK}
 LENGTH = 12  # tokens, so that all spans of 20 sentences take seconds
 COUNT = 20

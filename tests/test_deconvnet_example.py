@@ -11,6 +11,8 @@ from examples import deconvnet
 from examples.hierarchies_images import digits
 from tests.helpers import close, quick_compile
 
+pytestmark = pytest.mark.slow
+
 SIZES = (3, 3, 3)
 
 

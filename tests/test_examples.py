@@ -13,6 +13,8 @@ from examples import digits, hierarchies_images, hierarchies_text, tabular
 from jaxplain import models
 from tests.helpers import quick_compile
 
+pytestmark = pytest.mark.slow
+
 
 def accuracy_of(printed: str) -> float:
     found = re.search(r"test accuracy ([\d.]+)%", printed)

@@ -9,6 +9,8 @@ import jaxplain as jxp
 from examples import linen_cnn, nnx_transformer, plain_function
 from tests.helpers import quick_compile
 
+pytestmark = pytest.mark.slow
+
 
 def number(pattern, printed):
     found = re.search(pattern, printed)

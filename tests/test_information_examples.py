@@ -23,6 +23,8 @@ from examples.compare_reading import (
 from jaxplain import models
 from tests.helpers import close, quick_compile
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_network_gives_back_in_reverse_what_noise_leaves_it():
     params = reversal_model.initialise(jax.random.key(0), layers=2)

@@ -62,6 +62,7 @@ def test_batches_of_batches():
     check([v.reshape(-1) for v in found], LENGTHS, np.arange(len(LENGTHS)))
 
 
+@pytest.mark.slow
 def test_random_keys_are_values_too():
     def one(key):
         return repeat(

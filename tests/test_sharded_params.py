@@ -121,6 +121,7 @@ def both(variables):
         return tuple(jax.device_get(program(params, *inputs)) for params in (whole, divided))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_what_it_was(both, family):
     whole, divided = (one[family] for one in both)

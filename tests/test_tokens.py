@@ -78,6 +78,7 @@ def test_padding_is_in_no_group_and_in_no_count():
         jxp.token_scores(g, y, where=jnp.ones(3, bool))
 
 
+@pytest.mark.slow
 def test_a_tree_is_that_of_its_groups_scores_whatever_the_padding():
     f, x, _ = padded(4)
     score = lambda masks: jxp.group_scores(f, x, masks[:, :, None]).relevant

@@ -75,6 +75,7 @@ def sentence(length, padded):
     return x, jnp.arange(padded) < length
 
 
+@pytest.mark.slow
 def test_linear_closed_form():
     rate = 0.1
 
@@ -154,6 +155,7 @@ def test_rate_scales_sigma():
     np.testing.assert_allclose(found.sigma[1] / found.sigma[0], np.sqrt(2), rtol=0.02)
 
 
+@pytest.mark.slow
 def test_per_word_rate_is_free_of_the_number_of_units():
     def found(h, **rate):
         explain = lambda x: word_information(
@@ -191,6 +193,7 @@ def test_permuted_words():
     np.testing.assert_allclose(found.sigma[1] / found.sigma[0][order], 1, atol=0.03)
 
 
+@pytest.mark.slow
 def test_padding_and_batch_mates_change_nothing(recurrent_information):
     key = jax.random.key(4)
     x, mask = sentence(6, 6)
@@ -215,6 +218,7 @@ def test_padding_and_batch_mates_change_nothing(recurrent_information):
     assert many.units[1] == alone.units[0] == 6 * WIDTH
 
 
+@pytest.mark.slow
 def test_recurrent_seeds_agree_as_their_standard_errors_say(recurrent_information):
     x, mask = sentence(8, 10)
     seeds = 16
@@ -238,6 +242,7 @@ def test_recurrent_seeds_agree_as_their_standard_errors_say(recurrent_informatio
     assert 0.7 < logs.std(0, ddof=1).mean() / reported < 1.4
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(recurrent_information):
     x, mask = sentence(6, 6)
     batch = jnp.stack([x] * 8), jnp.stack([mask] * 8), jax.random.split(jax.random.key(2), 8)
@@ -258,6 +263,7 @@ def layered(x):
 MATRICES = jax.random.normal(jax.random.key(6), (2, 32, 32)) / 4
 
 
+@pytest.mark.slow
 def test_layers_at_once_equal_one_by_one():
     x, key = WORDS[:3, :32], jax.random.key(0)
     settings: dict[str, Any] = {"key": key, "scale": 2.0, "steps": 20, "samples": 2}
@@ -346,6 +352,7 @@ def test_noise_of_a_word_does_not_depend_on_those_behind_it():
     assert (few == many[:, :2]).all() and (many[2] == -many[0]).all()
 
 
+@pytest.mark.slow
 def test_spread():
     xs = jax.random.normal(jax.random.key(0), (7, 5, 3)) * 2 + 100
     lengths = jnp.array([5, 1, 3, 2, 4, 5, 2])

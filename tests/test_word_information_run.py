@@ -16,6 +16,8 @@ from jaxplain.run import information, job, places, store
 from jaxplain.run.sources import Texts
 from jaxplain.types import JaxplainError
 
+pytestmark = pytest.mark.slow
+
 FAST = {"steps": "8", "samples": "2", "probes": "2", "tolerance": "0.9"}  # all converge at that
 SENTENCES = ["a dull film", "I loved it .", "not bad at all", "a warm and funny film"]
 LABELS = ["0", "1", "1", "0"]
