@@ -266,6 +266,36 @@ def test_what_earlier_starts_left_behind_is_no_member(quick, tmp_path):
     assert sorted(map(bool, taken)) == [False, True]
 
 
+@pytest.mark.parametrize("earlier", [True, False])
+def test_who_is_killed_before_joining_is_not_waited_for(quick, tmp_path, earlier):
+    folder = tmp_path / "run" / "processes"
+    folder.mkdir(parents=True)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    sign = {"id": 1, "of": 2, "token": "aa", "beat": 2, "session": "", "state": "starting"}
+    sign |= {"error": "", "finished": 0, "place": signs.place(), "pid": child.pid}
+    sign |= {"started": signs.started(child.pid)}
+
+    def come_and_go():
+        if not earlier:
+            time.sleep(0.3)
+        (folder / "1.aa.json").write_text(json.dumps(sign))
+        time.sleep(0.3)
+        child.kill()
+        child.wait()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    if earlier:
+        time.sleep(0.1)
+    team = Team(tmp_path / "run", Processes(0, 2))
+    with pytest.raises(jxp.JaxplainError, match="process 1 of 2 is gone"), team.at_work():
+        team.join(call(), "run", differ, lambda doing: None)
+    thread.join()
+    # What it left behind does not trouble the next start.
+    taken = together(tmp_path / "run", [call()] * 2, lambda team: team.take(0, 0, 0))
+    assert sorted(map(bool, taken)) == [False, True]
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -308,8 +338,9 @@ def test_a_mesh_of_other_processes_is_refused(tmp_path, monkeypatch):
 def test_gone_looks_at_this_machine_only():
     sign = signs.here()
     assert sign["pid"] == os.getpid() and not signs.gone(sign)
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    sign["pid"] = child.pid
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
+    sign |= {"pid": child.pid, "started": signs.started(child.pid)}
+    assert not signs.gone(sign)
     deadline = time.monotonic() + 20
     while not signs.gone(sign):  # ended, and not waited for
         assert time.monotonic() < deadline
@@ -317,3 +348,4 @@ def test_gone_looks_at_this_machine_only():
     child.wait()
     assert signs.gone(sign)
     assert not signs.gone(sign | {"place": "elsewhere"})
+    assert signs.gone(signs.here() | {"started": "1"})  # another one, of the same number

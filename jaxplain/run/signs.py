@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def here() -> dict[str, Any]:
     """Which process this is, among those that `gone` can look up."""
-    return {"place": place(), "pid": os.getpid()}
+    return {"place": place(), "pid": os.getpid(), "started": started(os.getpid())}
 
 
 def place() -> str:
@@ -36,12 +36,22 @@ def place() -> str:
         return ""
 
 
+def started(pid: int) -> str | None:
+    """When a process of this machine began, so that another of its number is not taken for it.
+
+    None if it is no more, or dead and its parent has not asked yet.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def of_this_machine(sign: dict[str, Any]) -> bool:
+    return bool(sign["place"]) and sign["place"] == place()
+
+
 def gone(sign: dict[str, Any]) -> bool:
     """Whether the process that gave a sign was on this machine, and is no more."""
-    if not sign["place"] or sign["place"] != place():
-        return False
-    try:
-        stat = Path(f"/proc/{sign['pid']}/stat").read_text()
-    except FileNotFoundError:
-        return True
-    return stat.rpartition(")")[2].split()[0] in "ZX"  # dead, and its parent has not asked yet
+    return of_this_machine(sign) and started(sign["pid"]) != sign.get("started", "")

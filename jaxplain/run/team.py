@@ -41,6 +41,14 @@ class Step(NamedTuple):
     missing: list[int]
 
 
+def at_work(path: Path) -> bool:
+    """Whether a file is the sign of a process of this machine that is alive, and not done."""
+    sign = None if path.is_dir() else signs.read(path)
+    if not sign or sign.get("state") in (None, "ended", "failed"):
+        return False
+    return signs.of_this_machine(sign) and not signs.gone(sign)
+
+
 class Team:
     """The processes of one start of a run, as seen by one of them.
 
@@ -59,7 +67,7 @@ class Team:
         self.steps = 0
         self.beats = 0
         self.state, self.error = "starting", ""
-        self.there: set[str] = set()  # signs that were there before
+        self.older: set[str] = set()  # signs that were there before, and may be relics
         self.relics: dict[Path, int] = {}  # beats that signs had when first seen
         self.call: dict[str, Any] = {}
         self.lost: JaxplainError | None = None
@@ -73,7 +81,7 @@ class Team:
             return
         with store.writing(self.folder.parent):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.there = {path.name for path in self.folder.iterdir()}
+        self.older = {path.name for path in self.folder.iterdir() if not at_work(path)}
         self.beat()
         beating = threading.Thread(target=self.keep_beating, daemon=True)
         beating.start()
@@ -127,11 +135,14 @@ class Team:
             sign = signs.read(path)
             if not sign:
                 continue
-            if path.name not in self.there and sign["state"] == "failed" and not sign["session"]:
-                raise JaxplainError(f"process {number} of {sign['of']} ended: {sign['error']}")
-            if self.relics.setdefault(path, sign["beat"]) != sign["beat"]:
+            waits = sign["state"] != "ended" and not sign["session"]
+            if path.name not in self.older and waits:
+                if sign["state"] == "failed":
+                    raise JaxplainError(f"process {number} of {sign['of']} ended: {sign['error']}")
                 if signs.gone(sign):
                     raise JaxplainError(f"process {number} of {sign['of']} is gone{RESUME}")
+            if self.relics.setdefault(path, sign["beat"]) != sign["beat"]:
+                self.older.discard(path.name)
                 yield sign
 
     def gather(self, identity: str, differences: Callable, say: Callable) -> None:
