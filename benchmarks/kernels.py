@@ -48,6 +48,10 @@ def kernels(folder: Path) -> Iterator[tuple[str, float]]:
                         yield event.name, event.duration_ns * 1e-9
 
 
+def longest(spent: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(spent.items(), key=lambda pair: -pair[1])
+
+
 def main() -> None:
     options = parse(
         __doc__ or "", models="transformer", batch=32, length=24, steps=8, dtype="float32",
@@ -71,14 +75,16 @@ def main() -> None:
                 began = time.perf_counter()
                 jax.block_until_ready(call())
                 seconds = time.perf_counter() - began
-            spent, count = Counter(), Counter()
+            spent: dict[str, float] = {}
+            count = Counter()
             for kernel, took in kernels(Path(folder)):
-                spent[kernel] += took
+                spent[kernel] = spent.get(kernel, 0.0) + took
                 count[kernel] += 1
         busy = sum(spent.values())
-        kinds = Counter()
+        kinds: dict[str, float] = {}
         for kernel, took in spent.items():
-            kinds[kind_of(kernel)] += took
+            kind = kind_of(kernel)
+            kinds[kind] = kinds.get(kind, 0.0) + took
         report(
             "kernels",
             "none",
@@ -88,10 +94,10 @@ def main() -> None:
             chunk=options.chunk,
             seconds=seconds,
             busy=busy / seconds,
-            shares={k: round(v / busy, 3) for k, v in kinds.most_common()},
+            shares={k: round(v / busy, 3) for k, v in longest(kinds)},
             longest={
                 k[:90]: f"{v / busy:.1%} in {count[k]}"
-                for k, v in spent.most_common(options.longest)
+                for k, v in longest(spent)[: options.longest]
             },
         )
 
