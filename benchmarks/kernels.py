@@ -21,7 +21,7 @@ from benchmarks.common import parse, report
 from benchmarks.throughput import narrow, task_of
 from jaxplain import bench
 
-PRODUCTS = "ynn_fusion gemm cutlass nvjet xmma cublas triton_dot dot convolution"
+PRODUCTS = "ynn_fusion gemm cutlass nvjet xmma cublas triton_dot dot convolution conv_general"
 KINDS = {  # by what a kernel's name contains; the first that fits
     "products": PRODUCTS.split(),
     "attention": ("flash", "fmha", "cudnn"),
