@@ -15,6 +15,7 @@ The row also has how long the other process took to end, and whether a kill undi
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,9 +98,13 @@ def main() -> None:
     draw = np.random.default_rng(options.seed)
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        began = time.monotonic()
         assert finish(start(options, base / "whole", 0, 1, 2 * options.devices))[0] == 0
-        whole_takes = time.monotonic() - began
+        for _ in range(2):  # the second finds all programs compiled
+            shutil.rmtree(base / "both", ignore_errors=True)
+            began = time.monotonic()
+            pair = [start(options, base / "both", n, 2, options.devices) for n in (0, 1)]
+            assert [finish(process)[0] for process in pair] == [0, 0]
+            whole_takes = time.monotonic() - began
         total, out = done(base / "whole"), base / "out-0"
         runs, kills, late, cost, ends, lost, doubled, apart = 0, [0, 0], 0, 0, [], 0, 0, 0.0
 
@@ -158,7 +163,7 @@ def main() -> None:
         records_undone_by_a_kill=cost,
         other_ended_after_s=max(ends),
         other_ended_after_s_median=float(np.median(ends)),
-        whole_run_s=whole_takes,
+        two_undisturbed_take_s=whole_takes,
         seed=options.seed,
     )
 
