@@ -1,7 +1,7 @@
 """Groups of an input as players: whose each entry is, and inputs where only some keep theirs."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def many(value: Callable[[Array], PyTree], count: int, chunk: int) -> PyTree:
     return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:])[:count], rows)
 
 
-def known(name: str, numbers: PyTree) -> np.ndarray:
+def known(name: str, numbers: Any) -> np.ndarray:
     """Whole numbers that decide what is compiled.
 
     Raises:

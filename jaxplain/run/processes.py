@@ -18,7 +18,8 @@ class Processes(NamedTuple):
         process_id: from 0; process 0 plans, counts and writes the record.
         num_processes: how many there are.
         patience: seconds without a sign of life after which a process counts as dead, and the
-            others end. One on the same machine whose process is gone is noticed at once.
+            others end. One that is gone from the same machine is noticed within a second or two.
+            They end when the batch or compilation at hand is done.
     """
 
     process_id: int = 0
