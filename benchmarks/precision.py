@@ -13,7 +13,8 @@ of the `--hardest` converged sentences (those that took most) and of `--others` 
 within 1%: all of them may need more, so the ratio is a lower bound. And whether a claim is false:
 `--check` converged sentences (0: all of them, an hour and more) through the engine at 1,000
 Gauss-Legendre nodes; `sum_differs` is the largest difference of a sum of scores, and
-`scores_differ` that of a score, as shares of f(x) - f(baseline) and of the largest score. With
+`scores_differ` that of a score, as shares of f(x) - f(baseline) and of the largest score; `scores_differ_above`,
+in how many sentences by more than 5% and 10%. With
 `--keep FOLDER` both runs stay there, and the same command goes on where it was stopped. On a GPU,
 where a program takes long to compile and little to run, give both runs few lengths and large
 batches: `--lengths 24,40,72 --batch-size 128`; products are of whole float32 numbers everywhere.
@@ -50,6 +51,7 @@ TOLERANCE, FEWER = 0.01, 3
 COUNTS = 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024
 ROWS = 16
 CHECKED_AT = 1000
+SHARES = 0.05, 0.1
 FINE = tuple(range(8, 73, 4))  # lengths of the long run: little padding
 
 
@@ -195,6 +197,7 @@ def dev_in(folder: Path, options: Any, model: Any, texts: list[str]) -> None:
         sum_differs=max(sums, default=0.0),
         scores_differ_median=float(np.median(scores)) if scores else 0.0,
         scores_differ=max(scores, default=0.0),
+        scores_differ_above=[sum(s > share for s in scores) for share in SHARES],
         seconds=seconds,
     )
 
