@@ -13,11 +13,11 @@ of the `--hardest` converged sentences (those that took most) and of `--others` 
 within 1%: all of them may need more, so the ratio is a lower bound. And whether a claim is false:
 `--check` converged sentences (0: all of them, an hour and more) through the engine at 1,000
 Gauss-Legendre nodes; `sum_differs` is the largest difference of a sum of scores, and
-`scores_differ` that of a score, as shares of f(x) - f(baseline) and of the largest score; `scores_differ_above`,
-in how many sentences by more than 5% and 10%. With
-`--keep FOLDER` both runs stay there, and the same command goes on where it was stopped. On a GPU,
-where a program takes long to compile and little to run, give both runs few lengths and large
-batches: `--lengths 24,40,72 --batch-size 128`; products are of whole float32 numbers everywhere.
+`scores_differ` that of a score, as shares of f(x) - f(baseline) and of the largest score;
+`scores_differ_above`, in how many sentences scores do by more than 5% and 10%. With `--keep FOLDER`
+both runs stay there, and the same command goes on where it was stopped. On a GPU, where a program
+takes long to compile and little to run, give both runs few lengths and large batches:
+`--lengths 24,40,72 --batch-size 128`; products are of whole float32 numbers everywhere.
 
 `captum`: `--sentences` of them, in batches of one length, under the same weights in transformers'
 BERT, whose attention and threads are PyTorch's own choice. Captum's IntegratedGradients with 50
