@@ -32,7 +32,9 @@ class Effort(NamedTuple):
 def nodes(first: int = 16, limit: int = 1024) -> tuple[Effort, ...]:
     """Rounds for methods that take the mean along a path, `integrated_gradients(steps=effort)`.
 
-    Each about doubles the nodes, and no gradient is taken twice but those at the two ends.
+    Each about doubles the nodes, and no gradient is taken twice but those at the two ends. The gap
+    is that of the sum of scores, which few nodes can get right by luck: begin with more where
+    single scores matter.
 
     Args:
         first: intervals of the first round.
