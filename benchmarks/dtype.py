@@ -9,7 +9,7 @@ for each method: the largest error of a sentence's token scores, relative to the
 float32; Spearman's rank correlation of the scores; the gap in both, without sign, in units of the
 logit. Of word information, which is a search, the scores are log sigma of the last layer, and the
 error is not relative; of fewer sentences. XLA is told to round wherever the program does, which it
-otherwise need not. No speed is measured: CPUs have no use for bfloat16.
+otherwise need not. No speed is measured.
 """
 
 import os

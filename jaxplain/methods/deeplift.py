@@ -52,7 +52,8 @@ def rescale(operation: Operation, *operands: Any) -> Pair:
     move, moved = _difference(x.value, x.reference), _difference(value, reference)
     noise = 2 * float(jnp.finfo(value.dtype).eps) * jnp.maximum(jnp.abs(value), jnp.abs(reference))
     same = (jnp.abs(derivative * move - moved) <= wide(noise)) | (move == 0)
-    ratio = moved / jnp.where(same, 1, move)
+    # Not by `same`, which XLA may compute in two fusions that round it differently.
+    ratio = moved / jnp.where(move == 0, 1, move)
     # Of a change of 0, an infinite derivative makes nothing.
     derivative = jnp.where(jnp.isfinite(derivative), derivative, 0)
     slope = jnp.where(same, derivative, ratio).astype(value.dtype)
@@ -276,8 +277,8 @@ def _average(x: Pair) -> Array:
 def _mean_of_exponentials(a: Array, b: Array) -> Array:
     """`(exp(a) - exp(b)) / (a - b)`, which is exp(a) where they are equal; of numbers below 0."""
     high, gap = jnp.maximum(a, b), jnp.abs(_difference(a, b))
-    safe = jnp.where(gap == 0, 1, gap)
-    return jnp.exp(high) * jnp.where(gap == 0, 1, -jnp.expm1(-safe) / safe)
+    gap = jnp.maximum(gap, float(jnp.finfo(gap.dtype).tiny) ** 0.5)  # its ratio is 1
+    return jnp.exp(high) * (-jnp.expm1(-gap) / gap)
 
 
 def _over_axes(axes: tuple[int, ...]) -> tuple:
