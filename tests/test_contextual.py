@@ -510,6 +510,23 @@ def test_a_held_value_is_a_factor(table):
     close(split.irrelevant, gate(x) * x * (1 - mask))
 
 
+def test_a_part_that_is_nothing_keeps_its_derivative():
+    """Of tanh(a + b), with a alone or with both: a's part, and the parts of a = 0 and of all."""
+    x = jnp.array([0.0, 0.7])
+
+    def part(x, group, table):
+        f = lambda x: jnp.tanh(x[0] + x[1])
+        return jxp.contextual_decomposition(f, x, jnp.array(group), rules=table).relevant
+
+    slope = float(1 - np.tanh(0.7) ** 2)
+    for table, want in ((jxp.CD_SHAPLEY, (1 + slope) / 2), (jxp.CD_ACD, 1), ("last", slope)):
+        table = jxp.CD_TRANSFORMER if table == "last" else table
+        one = jax.grad(part)(x, [True, False], table)
+        np.testing.assert_allclose(one[0], want, rtol=1e-6)
+        both = jax.grad(part)(x, [True, True], table)
+        np.testing.assert_allclose(both, [slope, slope], rtol=1e-6)
+
+
 def test_a_held_value_keeps_its_derivative():
     f = lambda x: jxp.hold(jnp.sin(x)) * x
     assert jxp.hold(2.0) == 2.0

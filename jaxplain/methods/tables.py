@@ -19,10 +19,13 @@ A name in a table is that of a primitive ("erf", "dot_general"), of a call (a fu
 Sums, reshapes, products with constants and everything else that is linear treat all parts alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from inspect import unwrap
 from types import MappingProxyType
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from jaxplain.interpret.linear import hold as held
@@ -35,7 +38,7 @@ from jaxplain.interpret.parts import (
     proportional_or_by_size,
     share,
 )
-from jaxplain.types import JaxplainError
+from jaxplain.types import Array, JaxplainError
 
 Rules = Mapping[str, Any]
 
@@ -43,6 +46,37 @@ Rules = Mapping[str, Any]
 # Rules for functions of one value. `x.bias` is None but for softmax and where constants stay apart.
 
 
+@jax.custom_jvp
+def _instead(value: Array, part: Array) -> Array:
+    """`value`, with the derivative of `part`."""
+    return value
+
+
+@_instead.defjvp
+def _derivative(primals: tuple, tangents: tuple) -> tuple:
+    return _instead(*primals), tangents[1]
+
+
+def _of_elements(rule: Callable, all_makes_all: bool = True) -> Callable:
+    """The rule where nothing in makes nothing out, and all of a signal all that it makes.
+
+    As differences they are so but for rounding, which sharing constants in proportion magnifies
+    with every step of a recurrent network, until it is what the scores show.
+    """
+
+    @wraps(rule)
+    def exact(op: Operation, x: Parts) -> Parts:
+        out = rule(op, x)
+        part = out.relevant
+        if all_makes_all:
+            part = jnp.where(x.irrelevant == 0, _instead(out.signal, part), part)
+        part = jnp.where(x.relevant == 0, _instead(jnp.zeros_like(part), part), part)
+        return out._replace(relevant=part)
+
+    return exact
+
+
+@_of_elements
 def first(op: Operation, x: Parts) -> Parts:
     """The relevant part alone, as if it came first: `φ(relevant + bias) - φ(bias)`."""
     if x.bias is None and op.vanishes:
@@ -52,12 +86,14 @@ def first(op: Operation, x: Parts) -> Parts:
     return Parts(op(x.relevant + start) - none, op(x.signal + start) - none, none, x.member)
 
 
+@partial(_of_elements, all_makes_all=False)
 def last(op: Operation, x: Parts) -> Parts:
     """What the relevant part adds to the rest, as if it came last: `φ(total) - φ(irrelevant)`."""
     total, rest = op(x.total), x.irrelevant
     return Parts(total - op(rest if x.bias is None else rest + x.bias), total)
 
 
+@_of_elements
 def shapley(op: Operation, x: Parts) -> Parts:
     """The mean of coming first and coming last, the constants being there before either."""
     if x.bias is None and op.vanishes:
@@ -131,13 +167,13 @@ def _table(**rules: Any) -> Rules:
 
 
 CD_ACD = _table(
-    bias=proportional, bias_at="module", elementwise=first, softmax=first, product=alone
+    bias=proportional, bias_at="module", elementwise=first, softmax=unwrap(first), product=alone
 )
 CD_SHAPLEY = _table(
     bias=proportional_or_by_size,
     bias_at="activation",
     elementwise=shapley,
-    softmax=shapley,
+    softmax=unwrap(shapley),
     product=shared,
 )
 
@@ -165,7 +201,7 @@ def lstm_rules(
     return _table(
         bias=apart,
         elementwise=shapley,
-        softmax=shapley,
+        softmax=unwrap(shapley),
         product=with_constants,
         gate=hold_gate,
         bias_product=bias_product,
