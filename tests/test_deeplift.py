@@ -332,6 +332,16 @@ def test_a_gradient_can_be_taken_of_it():
     assert abs(jnp.sum(got * way) / want - 1) < 1e-6
 
 
+@pytest.mark.parametrize("tiny", [0, 1e-40, 1e-30, 1e-19, 3e-19, 1e-18])
+def test_a_gradient_of_next_to_nothing_is_finite(tiny):
+    """1 / move^2, which a ratio's derivative has, is infinite from 1e-19 down."""
+    f = lambda x: jnp.sum(jnp.tanh(x) * x)
+    loss = lambda x: jnp.sum(jxp.deep_lift(f, x).scores * jnp.array([1, 0], "f4"))
+    x = jnp.array([tiny, 0.5], "f4")
+    # The score is x tanh(x), of which this is the slope.
+    np.testing.assert_allclose(jax.grad(loss)(x)[0], 2 * tiny, rtol=1e-5, atol=1e-30)
+
+
 def test_a_baseline_that_all_examples_share_is_evaluated_once():
     """What does not depend on the example is no batch: one product of its own."""
     w = jnp.ones((8, 3))

@@ -51,9 +51,11 @@ def rescale(operation: Operation, *operands: Any) -> Pair:
         derivative = wide(jax.jvp(run, (half,), (jnp.ones_like(half),))[1])
     move, moved = _difference(x.value, x.reference), _difference(value, reference)
     noise = 2 * float(jnp.finfo(value.dtype).eps) * jnp.maximum(jnp.abs(value), jnp.abs(reference))
-    same = (jnp.abs(derivative * move - moved) <= wide(noise)) | (move == 0)
+    # Or so small that its square, which derivatives divide by, would be 0.
+    none = jnp.abs(move) <= 2 * float(jnp.finfo(move.dtype).tiny) ** 0.5
+    same = (jnp.abs(derivative * move - moved) <= wide(noise)) | none
     # Not by `same`, which XLA may compute in two fusions that round it differently.
-    ratio = moved / jnp.where(move == 0, 1, move)
+    ratio = moved / jnp.where(none, 1, move)
     # Of a change of 0, an infinite derivative makes nothing.
     derivative = jnp.where(jnp.isfinite(derivative), derivative, 0)
     slope = jnp.where(same, derivative, ratio).astype(value.dtype)
