@@ -279,7 +279,8 @@ def _average(x: Pair) -> Array:
 def _mean_of_exponentials(a: Array, b: Array) -> Array:
     """`(exp(a) - exp(b)) / (a - b)`, which is exp(a) where they are equal; of numbers below 0."""
     high, gap = jnp.maximum(a, b), jnp.abs(_difference(a, b))
-    gap = jnp.maximum(gap, float(jnp.finfo(gap.dtype).tiny) ** 0.5)  # its ratio is 1
+    # Next to 0, where the ratio is 1: no comparison with 0 for two fusions to round differently.
+    gap = jnp.maximum(gap, float(jnp.finfo(gap.dtype).tiny) ** 0.5)
     return jnp.exp(high) * (-jnp.expm1(-gap) / gap)
 
 

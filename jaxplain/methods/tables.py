@@ -47,17 +47,17 @@ Rules = Mapping[str, Any]
 
 
 @jax.custom_jvp
-def _instead(value: Array, part: Array) -> Array:
-    """`value`, with the derivative of `part`."""
+def _with_derivative(value: Array, source: Array) -> Array:
+    """`value`, with the derivative of `source`."""
     return value
 
 
-@_instead.defjvp
-def _derivative(primals: tuple, tangents: tuple) -> tuple:
-    return _instead(*primals), tangents[1]
+@_with_derivative.defjvp
+def _of_source(primals: tuple, tangents: tuple) -> tuple:
+    return _with_derivative(*primals), tangents[1]
 
 
-def _of_elements(rule: Callable, all_makes_all: bool = True) -> Callable:
+def _exact_at_ends(rule: Callable, all_makes_all: bool = True) -> Callable:
     """The rule where nothing in makes nothing out, and all of a signal all that it makes.
 
     As differences they are so but for rounding, which sharing constants in proportion magnifies
@@ -69,14 +69,14 @@ def _of_elements(rule: Callable, all_makes_all: bool = True) -> Callable:
         out = rule(op, x)
         part = out.relevant
         if all_makes_all:
-            part = jnp.where(x.irrelevant == 0, _instead(out.signal, part), part)
-        part = jnp.where(x.relevant == 0, _instead(jnp.zeros_like(part), part), part)
+            part = jnp.where(x.irrelevant == 0, _with_derivative(out.signal, part), part)
+        part = jnp.where(x.relevant == 0, _with_derivative(jnp.zeros_like(part), part), part)
         return out._replace(relevant=part)
 
     return exact
 
 
-@_of_elements
+@_exact_at_ends
 def first(op: Operation, x: Parts) -> Parts:
     """The relevant part alone, as if it came first: `φ(relevant + bias) - φ(bias)`."""
     if x.bias is None and op.vanishes:
@@ -86,14 +86,14 @@ def first(op: Operation, x: Parts) -> Parts:
     return Parts(op(x.relevant + start) - none, op(x.signal + start) - none, none, x.member)
 
 
-@partial(_of_elements, all_makes_all=False)
+@partial(_exact_at_ends, all_makes_all=False)
 def last(op: Operation, x: Parts) -> Parts:
     """What the relevant part adds to the rest, as if it came last: `φ(total) - φ(irrelevant)`."""
     total, rest = op(x.total), x.irrelevant
     return Parts(total - op(rest if x.bias is None else rest + x.bias), total)
 
 
-@_of_elements
+@_exact_at_ends
 def shapley(op: Operation, x: Parts) -> Parts:
     """The mean of coming first and coming last, the constants being there before either."""
     if x.bias is None and op.vanishes:
