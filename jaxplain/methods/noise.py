@@ -14,6 +14,9 @@ from jaxplain.types import Array
 
 EXACT = 256  # states of at most so many units: their Jacobian is computed, not sampled
 FALLING = 5  # steps at the full learning rate
+FARTHEST = 0.5  # a step moves log sigma
+LARGEST = 10.0  # gradient that counts for the steps that follow
+KEPT = 0.95  # of the mean of squared gradients, from step to step
 LEAST = 8  # steps before the averages say anything
 FLATTEST = 0.05  # a cost that rises less with log sigma is taken to rise so much
 JUDGES = 64  # noise draws by which the result of the published loop is judged
@@ -182,14 +185,14 @@ def search(
     """Descend in log sigma from the closed form; give the averaged iterate.
 
     In units of rate / n the gradient of a locally linear case is sigma^2 / sigma*^2 - 1, so its
-    curvature is 2 whatever the model, and a learning rate of 1/2 is Newton's step. Iterates are
-    averaged with weights that grow with the step, which forgets the start.
+    curvature is 2 whatever the model, and a learning rate of 1/2 is Newton's step. Elsewhere it may
+    be steep: steps are divided by the size of gradients, but of earlier ones only. Near an edge of
+    h one draw in a thousand can carry a tenth of the mean, and dividing a gradient by itself would
+    leave it out, as Adam does, so that sigma would come to rest above the optimum. How far a step
+    may go is bounded, and as steps get shorter the bound cuts ever less. Iterates are averaged with
+    weights that grow with the step, which forgets the start.
     """
-    schedule = lambda t: learning_rate * jnp.minimum(1.0, (FALLING / (t + 1)) ** 0.7)
-    # Gradients above 1 are divided by their size, so that a rare large one moves no word far.
-    optimizer = optax.chain(
-        optax.scale_by_adam(b1=0.0, b2=0.95, eps=1.0), optax.scale_by_learning_rate(schedule)
-    )
+    pace = lambda t: learning_rate * jnp.minimum(1.0, (FALLING / (t + 1)) ** 0.7)
 
     def settled(average: _Average, taken: Array) -> tuple[Array, Array]:
         rise, error = average.error(taken)
@@ -201,7 +204,7 @@ def search(
         first = closed_form(h, x, target, scale, jax.random.split(key)[0], probes)
         zero = jnp.zeros_like(first)
         average = _Average(first, jnp.zeros((), first.dtype), first, zero, zero, zero, zero)
-        return jnp.int32(0), first, optimizer.init(first), average
+        return jnp.int32(0), first, zero, average
 
     def more(_, state) -> Array:
         taken, *_, average = state
@@ -209,14 +212,17 @@ def search(
         return (taken < steps) & ~done
 
     def step(key, state):
-        taken, log_ratio, memory, average = state
+        taken, log_ratio, squares, average = state
         noise = draw(jax.random.split(key)[1], taken, samples, x)
         cost, moved = slopes(h, x, target, scale, log_ratio, noise)
         cost, moved = jnp.mean(cost, 0), jnp.mean(moved)
-        update, memory = optimizer.update(cost - 1, memory)
-        new = jnp.where(target.real, jnp.minimum(log_ratio + update, 0), 0)
+        size = jnp.sqrt(squares / jnp.maximum(1 - KEPT**taken, 1 - KEPT))
+        move = jnp.clip(pace(taken) * (1 - cost) / (1 + size), -FARTHEST, FARTHEST)
+        new = jnp.where(target.real, jnp.minimum(log_ratio + move, 0), 0)
+        latest = jnp.square(jnp.clip(cost - 1, -LARGEST, LARGEST))
+        squares = KEPT * squares + (1 - KEPT) * latest
         share = (2 / (taken + 2)).astype(new.dtype)
-        return taken + 1, new, memory, average.add(share, new, moved, log_ratio, cost)
+        return taken + 1, new, squares, average.add(share, new, moved, log_ratio, cost)
 
     taken, _, _, average = repeat(begin, step, more, key)
     error, done = settled(average, taken)
