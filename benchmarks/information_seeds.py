@@ -133,7 +133,8 @@ def agreement(
             a, b = (loss(ratio, noise) for ratio in ratios)
             return a - b
 
-        apart = jax.lax.map(drawn, jax.random.split(key, COMPARED), batch_size=16)
+        keys = jax.random.split(jax.random.fold_in(key, 1), COMPARED)  # not those of `published`
+        apart = jax.lax.map(drawn, keys, batch_size=16)
         return apart.mean(), apart.std() / COMPARED**0.5
 
     def published(params, ids, mask, key):

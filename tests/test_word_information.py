@@ -243,7 +243,7 @@ def test_recurrent_seeds_agree_as_their_standard_errors_say(recurrent_informatio
 
 
 def test_rare_large_gradients_are_not_left_out():
-    """A unit that jumps three deviations away: one draw in 3,000 carries a tenth of the gradient.
+    """A unit that jumps three deviations away: one draw in 3,000 carries a quarter of its cost.
 
     The optimum is that of the integral over one normal variable. Steps divided by the size of the
     gradient that they take leave sigma 12% too large at any length of the search.
