@@ -99,7 +99,7 @@ def overview(path: Path, by: Mapping[str, Reading], shares: Mapping[str, np.ndar
 
 
 def sentence(path: Path, by: Mapping[str, Reading]) -> None:
-    """One sentence's words by layers, for each model on the scale of its own."""
+    """One sentence's words by layers, for each model from its least to its most."""
     plt = pyplot()
     heights = [len(r.layers) + 1.5 for r in by.values()]
     figure, axes = plt.subplots(
@@ -108,7 +108,7 @@ def sentence(path: Path, by: Mapping[str, Reading]) -> None:
     )  # fmt: skip
     for axis, (name, r) in zip(axes[:, 0], by.items(), strict=True):
         pieces, kept = r.example
-        shown = axis.imshow(kept, cmap="Oranges", vmin=0, aspect="auto")
+        shown = axis.imshow(kept, cmap="Oranges", aspect="auto")
         axis.set_xticks(range(len(pieces)), pieces, fontsize=7.5)
         axis.set_yticks(range(len(r.layers)), list(map(str, r.layers)), fontsize=7)
         axis.set_ylabel(f"{name}: layer", fontsize=8)
@@ -117,7 +117,8 @@ def sentence(path: Path, by: Mapping[str, Reading]) -> None:
         bar = figure.colorbar(shown, ax=axis, aspect=10, pad=0.01)
         bar.ax.tick_params(labelsize=6.5, length=2)
         bar.outline.set_visible(False)
-    axes[0, 0].set_title("kept of each word, nats per dimension; 0 is forgotten", fontsize=9)
+    title = "kept of each word, nats per dimension, from each model's least to its most"
+    axes[0, 0].set_title(title, fontsize=9)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 

@@ -6,7 +6,7 @@ trains a small recurrent encoder and decoder (GRU) on random sequences of words;
 decoder has to give the word that was read t before the last one. It reads nothing itself, and its
 state is noisy in training, so that it has to hold the words that it has still to give, and has
 reason to forget those it has given: here, for once, it is known what a map has to show. For the
-decoder's state at each step and in each layer the example asks five methods how much the state
+decoder's state at each step and in each layer the example asks six methods how much the state
 holds of each word, draws their answers side by side, and prints for each method
 
 - needed: how often a word that is still to be given scores above one that has been, over all such
@@ -28,15 +28,17 @@ The methods: word information, in nats a word below the cap on its noise; gradie
 |dh/dx| over a word's and the state's entries; perturbation, for each state a mask of the words,
 learned to be small and to leave the state what it is, where a word is mixed with the mean word;
 occlusion, the mean square change of the state, in units of its spread, when one word is the mean
-word; contextual decomposition (CD), the mean size of the part of h that came from a word alone, by
-the rules published for LSTMs.
-Layer-wise relevance propagation, which the paper compares with too, is not in jaxplain.
+word; layer-wise relevance propagation (LRP), the mean size of what each entry of h hands down to a
+word, gates held, stabilised by 0.001 as published for LSTMs; contextual decomposition (CD), the
+mean size of the part of h that came from a word alone, by the rules published for LSTMs.
 
 References:
     Guan, Wang, Zhang, Chen, He, Xie, "Towards a Deep and Unified Understanding of Deep Neural
     Models in NLP", ICML 2019. https://proceedings.mlr.press/v97/guan19a.html
     Fong, Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful Perturbation", 2017.
     https://arxiv.org/abs/1704.03296
+    Arras, Montavon, Müller, Samek, "Explaining Recurrent Neural Network Predictions in Sentiment
+    Analysis", 2017. https://arxiv.org/abs/1706.07206
 """
 
 import json
@@ -65,7 +67,7 @@ from examples.reversal_model import (
 from jaxplain.methods.information import layer_information
 from jaxplain.methods.spread import hidden_spread
 
-METHODS = ("word information", "gradient", "perturbation", "occlusion", "CD")
+METHODS = ("word information", "gradient", "perturbation", "occlusion", "LRP", "CD")
 
 
 def information(params, x, spread, key, *, steps: int):
@@ -125,6 +127,20 @@ def occlusion(params, x, spread):
     return jnp.moveaxis(jnp.mean(change**2, axis=-1), 0, -1)
 
 
+def relevance(params, x):
+    stable = jxp.relevance.epsilon(1e-3)
+    rules = {**jxp.CP_LRP, "affine": stable, "sum": stable}
+    shape = jax.eval_shape(decoder_states, params, x).shape
+
+    def handed_down(entry):
+        h = lambda x: decoder_states(params, x).ravel()[entry]
+        return jnp.abs(jxp.lrp(h, x, rules=rules).scores.sum(1))
+
+    entries = jnp.arange(int(np.prod(shape)))
+    found = jax.lax.map(handed_down, entries, batch_size=DEPTH)
+    return found.reshape(*shape, LENGTH).mean(2)
+
+
 def decomposition(params, x):
     words = jnp.eye(LENGTH)[:, :, None]
     states = lambda x: decoder_states(params, x)
@@ -141,6 +157,7 @@ def maps(params, spread, ids, key, *, steps: int):
         "gradient": gradient(params, x),
         "perturbation": perturbation(params, x, spread),
         "occlusion": occlusion(params, x, spread),
+        "LRP": relevance(params, x),
         "CD": decomposition(params, x),
     }, converged
 
@@ -230,7 +247,7 @@ def main(
     layers: int = 2,
     updates: int = 1500,
     sequences: int = 8,
-    steps: int = 300,
+    steps: int = 2000,
     seed: int = 0,
     markdown: bool = False,
 ) -> None:

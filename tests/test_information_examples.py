@@ -79,6 +79,7 @@ def test_baselines_of_a_state_that_holds_one_word_each():
             "gradient": reversal.gradient(params, x),
             "occlusion": reversal.occlusion(params, x, spread),
             "perturbation": reversal.perturbation(params, x, spread),
+            "LRP": reversal.relevance(params, x),
             "CD": reversal.decomposition(params, x),
         }
     for name, got in maps.items():
@@ -90,6 +91,9 @@ def test_baselines_of_a_state_that_holds_one_word_each():
             assert not got[~alone].any() and got[alone].all(), name
     slope = 1 - np.tanh(np.asarray(x)) ** 2
     close(maps["gradient"][0].diagonal(), slope.sum(axis=1) / (depth * width))
+    # All of an entry goes to the one word that it was made of.
+    held = np.abs(np.tanh(np.asarray(x))).sum(axis=1)
+    close(maps["LRP"][0].diagonal(), held / depth)
 
 
 def test_measures():

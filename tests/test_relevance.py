@@ -372,3 +372,48 @@ def test_a_recurrent_network_in_a_scan(x64, held):
     rules = r.CP_LRP if held else r.LRP_EPSILON
     got = jax.jit(lambda p, x: r.lrp(partial(recurrent, p), x, rules=rules))(p, x)
     close(got.scores, recurrent_replica(p, x, held), factor=1e3)
+
+
+def gated(p, x):
+    """x `[T, 3]`: a GRU."""
+
+    def cell(h, token):
+        xa, hb = jnp.split(token @ p["a"], 3), jnp.split(h @ p["b"], 3)
+        z, reset = jax.nn.sigmoid(xa[0] + hb[0]), jax.nn.sigmoid(xa[1] + hb[1])
+        new = jnp.tanh(xa[2] + reset * hb[2])
+        return (1.0 - z) * new + z * h, None
+
+    return lax.scan(cell, jnp.zeros(4), x)[0] @ p["e"]
+
+
+def gated_replica(p, x):
+    """Gates hold: the update gate, what it leaves of 1, and the reset gate."""
+    h, kept, sigmoid = np.zeros(4), [], lambda v: 1 / (1 + np.exp(-v))
+    for token in x:
+        xa, hb = np.split(token @ p["a"], 3), np.split(h @ p["b"], 3)
+        z, reset = sigmoid(xa[0] + hb[0]), sigmoid(xa[1] + hb[1])
+        new = np.tanh(xa[2] + reset * hb[2])
+        kept.append((token, h, xa, hb, z, reset, new))
+        h = (1 - z) * new + z * h
+    R, scores = h * p["e"] / stable(h @ p["e"]) * (h @ p["e"]), np.zeros_like(x)
+    for t in reversed(range(len(x))):
+        token, h, xa, hb, z, reset, new = kept[t]
+        state = (1 - z) * new + z * h
+        Rn, Rh = (1 - z) * new / stable(state) * R, z * h / stable(state) * R
+        Rn, Rh = (v / stable(v) * r for v, r in (((1 - z) * new, Rn), (z * h, Rh)))
+        before = xa[2] + reset * hb[2]
+        Rx, Rr = xa[2] / stable(before) * Rn, reset * hb[2] / stable(before) * Rn
+        Rr = reset * hb[2] / stable(reset * hb[2]) * Rr
+        none = np.zeros(8)
+        Rx, Rr = np.concatenate([none, Rx]), np.concatenate([none, Rr])
+        scores[t] = linear(token[None], p["a"], np.concatenate(xa)[None], Rx[None])[0]
+        R = Rh + linear(h[None], p["b"], np.concatenate(hb)[None], Rr[None])[0]
+    return scores
+
+
+def test_what_a_gate_leaves_of_one_is_a_gate(x64):
+    rng = np.random.default_rng(7)
+    p = {k: rng.normal(size=s) for k, s in {"a": (3, 12), "b": (4, 12), "e": (4,)}.items()}
+    x = rng.normal(size=(5, 3))
+    got = jax.jit(lambda p, x: r.lrp(partial(gated, p), x, rules=r.CP_LRP))(p, x)
+    close(got.scores, gated_replica(p, x), factor=1e3)

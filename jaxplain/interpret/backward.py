@@ -29,7 +29,7 @@ class Layer(NamedTuple):
         params: the primitive's.
         run: the step, as a function of the inputs that depend on x.
         linear: the same, but a normalisation with what it divides by held as it is.
-        gates: positions of the inputs that a sigmoid or a softmax made.
+        gates: positions of the inputs that a sigmoid or a softmax made, or that are 1 less such.
         map: gives what an affine step is made of; None for other steps.
     """
 
@@ -103,7 +103,7 @@ class Action(NamedTuple):
         lifted: positions of the operands that it gives them for.
         inner: plans of the programs that it runs.
         kind: of `redistribution.KINDS`.
-        gates: positions among `lifted` of what a sigmoid or a softmax made.
+        gates: positions among `lifted` of the gates, as in `Layer`.
     """
 
     step: Step

@@ -8,6 +8,8 @@ import fnmatch
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxplain.interpret import affine, backward, compat, patterns, rectifiers, rules
 from jaxplain.interpret.backward import Action, Modified, Plan, Rule, Rules
 from jaxplain.interpret.compat import Program, Step
@@ -252,11 +254,22 @@ def _rule(step: Step, keys: tuple[str, ...], table: _Table) -> Rule | None:
 
 
 def _is_gate(number: int, makers: Mapping[int, Step]) -> bool:
-    """Whether a sigmoid or a softmax made the value."""
+    """Whether a sigmoid or a softmax made the value, or it is what such a one leaves of 1."""
     step = makers.get(number)
-    while step is not None and step.name in BETWEEN:
+    while step is not None and (step.name in BETWEEN or _is_rest(step)):
         step = makers.get(step.inputs[0])
     return step is not None and step.name in GATES
+
+
+def _is_rest(step: Step) -> bool:
+    """Whether it is 1 less its input."""
+    chain = affine.chain_of(step)
+    if chain is None or step.inner is None or chain.core is not None or len(chain.after) != 1:
+        return False
+    only = chain.after[0]
+    one = step.inner.constants.get(only.inputs[0])
+    known = only.name == "sub" and one is not None and not compat.is_traced(one)
+    return known and bool(np.all(np.asarray(one) == 1))
 
 
 def _refuse(step: Step) -> None:

@@ -249,8 +249,8 @@ def uniform(epsilon: float = 1e-6) -> Rule:
 def signal_takes_all(epsilon: float = 1e-6) -> Rule:
     """Of a product of a gate and a signal, all to the signal, in proportion: the gate is held.
 
-    A gate is what a sigmoid or a softmax made, nothing but moved in between; of a product of two
-    gates, or of none, `uniform` shares. Conserves but for the stabiliser.
+    A gate is what a sigmoid or a softmax made, nothing but moved in between, or 1 less that; of a
+    product of two gates, or of none, `uniform` shares. Conserves but for the stabiliser.
 
     References: Arras, Montavon, Müller, Samek, Explaining Recurrent Neural Network Predictions in
         Sentiment Analysis, 2017, https://arxiv.org/abs/1706.07206
