@@ -127,8 +127,8 @@ def occlusion(params, x, spread):
     return jnp.moveaxis(jnp.mean(change**2, axis=-1), 0, -1)
 
 
-def relevance(params, x):
-    stable = jxp.relevance.epsilon(1e-3)
+def relevance(params, x, *, stabiliser: float = 1e-3):
+    stable = jxp.relevance.epsilon(stabiliser)
     rules = {**jxp.CP_LRP, "affine": stable, "sum": stable}
     shape = jax.eval_shape(decoder_states, params, x).shape
 
@@ -148,7 +148,7 @@ def decomposition(params, x):
     return jnp.moveaxis(jnp.abs(parts).mean(-1), 0, -1)
 
 
-def maps(params, spread, ids, key, *, steps: int):
+def maps(params, spread, ids, key, *, steps: int, stabiliser: float):
     """Each method's `[layers, T, words]` for one sequence, and which states converged."""
     x = params["embedding"][ids]
     held, converged = information(params, x, spread, key, steps=steps)
@@ -157,7 +157,7 @@ def maps(params, spread, ids, key, *, steps: int):
         "gradient": gradient(params, x),
         "perturbation": perturbation(params, x, spread),
         "occlusion": occlusion(params, x, spread),
-        "LRP": relevance(params, x),
+        "LRP": relevance(params, x, stabiliser=stabiliser),
         "CD": decomposition(params, x),
     }, converged
 
@@ -248,6 +248,7 @@ def main(
     updates: int = 1500,
     sequences: int = 8,
     steps: int = 2000,
+    stabiliser: float = 1e-3,
     seed: int = 0,
     markdown: bool = False,
 ) -> None:
@@ -259,6 +260,7 @@ def main(
         updates: steps of training, 128 new sequences each.
         sequences: how many to explain; the figure shows the first.
         steps: the most steps of the search for word information.
+        stabiliser: of LRP.
         seed: of the parameters, the sequences and the noise.
         markdown: print the table in Markdown.
     """
@@ -281,7 +283,7 @@ def main(
     spread = jax.jit(lambda params, xs: hidden_spread(h(params), xs))(params, xs)
     ids = jax.random.randint(draws[1], (sequences, LENGTH), 0, WORDS)
     explain = jax.jit(lambda params, *rows: jax.lax.map(
-        lambda row: maps(params, spread, *row, steps=steps), rows
+        lambda row: maps(params, spread, *row, steps=steps, stabiliser=stabiliser), rows
     ))  # fmt: skip
     found, converged = explain(params, ids, jax.random.split(draws[2], sequences))
     found = {name: np.asarray(found[name], np.float64) for name in METHODS}
