@@ -173,6 +173,17 @@ def test_decompositions_say_which_rules_they_took(type_in, desk):
     assert (jxp.load("B")[0].result["attribution"].scores != attribution.scores).any()
 
 
+def test_relevance_in_an_lstm_holds_its_gates(type_in, desk):
+    command = "explain --model lstm --data rows.tsv --method lrp --quiet --out"
+    gaps = {}
+    for out, rules in (("A", ""), ("B", "--rules attention")):
+        assert type_in(f"{command} {out} {rules}")[0] == 0
+        found = [r.result["attribution"] for r in jxp.load(out)]
+        gaps[out] = np.median([abs(a.gap / a.output) for a in found])
+    assert jxp.load("A").info["configuration"]["options"]["rules"] == "gates_held"
+    assert gaps["A"] < gaps["B"], gaps
+
+
 def test_trees_are_shown_and_kept(type_in, desk):
     command = "explain --model MODEL --data rows.tsv --method acd --out R"
     code, out, err = type_in(command)

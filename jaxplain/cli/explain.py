@@ -65,7 +65,8 @@ def explain(
     explanation's own error estimate: below 1% is good, and more `--steps` (more gradients along
     the way from the baseline to the sentence; time grows with them) make it smaller. DeepLIFT's
     (`deep_lift`, `deep_shap`) is rounding alone. `lrp` hands down f(x) itself, and its conservation
-    gap is what constants in the model keep.
+    gap is what constants in the model keep; `--rules` auto is gates_held for LSTMs, attention for
+    transformers, epsilon for others.
 
     **Contextual decomposition.** `--method contextual_decomposition` splits every value inside the
     model into what came from one token and the rest; `--method acd` does so for whole phrases, and

@@ -38,6 +38,7 @@ _RELEVANCE = MappingProxyType(
         "epsilon_plus": relevance.epsilon_plus(),
         "attention": relevance.ATTN_LRP,
         "attention_held": relevance.CP_LRP,
+        "gates_held": relevance.CP_LRP,  # by Arras et al. 2017 for LSTMs
         "deep_taylor": relevance.deep_taylor(),
     }
 )

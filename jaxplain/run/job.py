@@ -32,7 +32,7 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "bert": ("transformer", "attention"),
         "cnn": ("acd",),
-        "lstm": ("lstm", "attention"),
+        "lstm": ("lstm", "gates_held"),
         "transformer": ("transformer", "attention"),
     }
 )
