@@ -265,6 +265,36 @@ def test_rare_large_gradients_are_not_left_out():
     assert abs(off) <= found.standard_error.mean() < 0.1
 
 
+def test_a_cost_that_hardly_rises_is_told():
+    """Units that saturate before others take over: at the optimum the cost rises by a tenth of 2.
+
+    Of 32 searches that claim a tolerance none is further off than normal errors of so many are once
+    in 5,000 times; one that took the cost to rise as elsewhere was off by seven of its errors.
+    """
+    units, linear = 16, 0.086
+    grid = np.linspace(-8, 8, 20001)
+    weight = np.exp(-(grid**2) / 2) / np.exp(-(grid**2) / 2).sum()
+
+    def cost(log_sigma):
+        u = np.exp(log_sigma) * grid
+        return 2 * weight @ (np.tanh(u) * u / np.cosh(u) ** 2 + (linear * u) ** 2)
+
+    rate = cost(0.0)
+    rise = (cost(0.01) - cost(-0.01)) / 0.02 / rate
+    assert 0.15 < rise < 0.25
+    found = jax.jit(
+        jax.vmap(
+            lambda key: word_information(
+                lambda x: jnp.stack([jnp.tanh(x[0]), linear * x[0]]), jnp.zeros((1, units)),
+                key=key, scale=1000.0, rate=rate / 2, spread=1.0, tolerance=0.02, steps=3000,
+            )
+        )
+    )(jax.random.split(jax.random.key(0), 32))  # fmt: skip
+    assert found.converged.all()
+    off = np.abs(np.log(found.sigma)) / found.standard_error
+    assert off.max() < 4.5
+
+
 @pytest.mark.slow
 def test_eight_devices_equal_one(recurrent_information):
     x, mask = sentence(6, 6)

@@ -19,6 +19,7 @@ LARGEST = 10.0  # gradient that counts for the steps that follow
 KEPT = 0.95  # of the mean of squared gradients, from step to step
 LEAST = 8  # steps before the averages say anything
 FLATTEST = 0.05  # a cost that rises less with log sigma is taken to rise so much
+ASIDE = 0.02  # in log sigma, to either side of an iterate: where costs are taken
 JUDGES = 64  # noise draws by which the result of the published loop is judged
 TOGETHER = 8  # evaluations at once, where how many is not the caller's to say
 
@@ -98,32 +99,56 @@ def closed_form(h, x: Array, target: Target, scale, key: Array, probes: int) -> 
     return jnp.where(target.real, jnp.minimum(log_sigma - jnp.log(scale), 0), 0)
 
 
-def draw(key: Array, step: Array | int, samples: int, x: Array) -> Array:
-    """Standard normal noise `[samples, T, K]` of one step, in antithetic pairs.
+def independent(key: Array, count: int, x: Array, sample: Callable = jax.random.normal) -> Array:
+    """`[count, T, K]`: standard normal noise, or what else `sample` draws.
 
     A word's noise depends on its place and not on how many follow, as padding does.
     """
-    half, dtype = -(-samples // 2), wide(x).dtype
-    key = jax.random.fold_in(key, step)
 
     def word(place):
-        return jax.random.normal(jax.random.fold_in(key, place), (half, x.shape[1]), dtype)
+        shape = (count, x.shape[1])
+        return sample(jax.random.fold_in(key, place), shape, wide(x).dtype)
 
-    noise = jax.vmap(word, out_axes=1)(jnp.arange(x.shape[0]))
+    return jax.vmap(word, out_axes=1)(jnp.arange(x.shape[0]))
+
+
+def draw(key: Array, step: Array | int, samples: int, x: Array) -> Array:
+    """Standard normal noise `[samples, T, K]` of one step, in antithetic pairs."""
+    noise = independent(jax.random.fold_in(key, step), -(-samples // 2), x)
     return jnp.concatenate([noise, -noise])[:samples]
 
 
 def slopes(h, x, target: Target, scale, log_ratio: Array, noise: Array) -> tuple[Array, Array]:
-    """What each word's noise costs, 1 where it balances, `[samples, T]`, and the change."""
+    """What each word's noise costs, 1 where it balances, `[samples, T]`, and the change.
 
-    def one(noise):
+    `log_ratio` is `[T]`, or of each draw, `[samples, T]`.
+    """
+
+    def one(log_ratio, noise):
         sigma = lambda v: jnp.exp(v) * scale
         value, slope = jax.value_and_grad(lambda v: change(h, x, target, sigma(v), noise))(
             log_ratio
         )
         return slope * target.words / target.rate, value
 
-    return jax.vmap(one)(noise)
+    return jax.vmap(one)(jnp.broadcast_to(log_ratio, noise.shape[:2]), noise)
+
+
+def rising(h, x, target: Target, scale, log_ratio: Array, key: Array, samples: int) -> tuple:
+    """What noise costs `[T]`, by how much that rises with log sigma `[T]`, and the change `[]`.
+
+    Each draw serves twice, `ASIDE` to either side of `log_ratio` by random signs: of the difference
+    a word's sign leaves its own share, and others' cancel in the mean. An antithetic draw on the
+    other side would save fewer steps than the noise that it leaves in the rise costs.
+    """
+    half = -(-samples // 2)
+    draws, signs = jax.random.split(key)
+    noise = independent(draws, half, x)
+    aside = ASIDE * independent(signs, half, x[:, :1], jax.random.rademacher)[..., 0]
+    around = log_ratio[None] + jnp.concatenate([aside, -aside])
+    cost, moved = slopes(h, x, target, scale, around, jnp.concatenate([noise, noise]))
+    rise = jnp.mean((cost[:half] - cost[half:]) * aside, 0) / (2 * ASIDE**2)
+    return jnp.mean(cost, 0), rise, jnp.mean(moved)
 
 
 class _Average(NamedTuple):
@@ -134,48 +159,53 @@ class _Average(NamedTuple):
         change: `[]` of the change of the state.
         at: `[T]` of the iterates at which costs were taken.
         cost: `[T]` of what noise costs.
+        rise: `[T]` of how much that rises with log sigma.
         moved: `[T]` variance of `at`.
         varied: `[T]` variance of `cost`.
         both: `[T]` their covariance.
+        bent: `[T]` variance of `rise`.
     """
 
     result: Array
     change: Array
     at: Array
     cost: Array
+    rise: Array
     moved: Array
     varied: Array
     both: Array
+    bent: Array
 
-    def add(self, share: Array, result: Array, change: Array, at: Array, cost: Array) -> "_Average":
-        far, dear = at - self.at, cost - self.cost
+    def add(self, share: Array, result, change, at: Array, cost: Array, rise: Array) -> "_Average":
+        far, dear, steep = at - self.at, cost - self.cost, rise - self.rise
         second = lambda old, product: (1 - share) * (old + share * product)
         return _Average(
             self.result + share * (result - self.result),
             self.change + share * (change - self.change),
             self.at + share * far,
             self.cost + share * dear,
+            self.rise + share * steep,
             second(self.moved, far * far),
             second(self.varied, dear * dear),
             second(self.both, far * dear),
+            second(self.bent, steep * steep),
         )
 
     def error(self, taken: Array) -> tuple[Array, Array]:
         """By how much the cost rises with log sigma, and the standard error of log sigma.
 
-        The rise is the regression of costs on the iterates, whose noise is that of earlier steps.
-        It is 2 where h is locally linear, and less where it saturates, so that the same noise
-        leaves more doubt. Few steps tell little of it: it is drawn towards 2 as if that were known
-        to within 1, and never taken to be more, or a search would stop where it looks steep.
+        The rise is 2 where h is locally linear, and less where it saturates, so that the same noise
+        leaves more doubt. A few noisy steps tell little of it: it is drawn towards 2 as if that
+        were known to within 1, and never taken to be more, or a search would stop where it looks
+        steep. What the iterates' own moves make of the costs is no doubt: it is taken off, by
+        regression.
         """
         count = 0.75 * jnp.maximum(taken, 1)  # steps, by their weights, that grow with the step
         small = jnp.finfo(self.cost.dtype).tiny
-        rise = self.both / jnp.maximum(self.moved, small)
-        left = jnp.maximum(self.varied - rise * self.both, 0)
-        known = self.moved * count / jnp.maximum(left, small)  # 1 / variance of the rise
-        rise = jnp.where(self.moved > 0, (rise * known + 2) / (known + 1), 2)
-        rise = jnp.clip(rise, FLATTEST, 2)
-        return rise, jnp.sqrt(left / count) / rise
+        left = self.varied - self.both**2 / jnp.maximum(self.moved, small)
+        unsure = self.bent / count  # variance of the mean
+        rise = jnp.clip((self.rise + 2 * unsure) / (1 + unsure), FLATTEST, 2)
+        return rise, jnp.sqrt(jnp.maximum(left, 0) / count) / rise
 
 
 def search(
@@ -203,7 +233,7 @@ def search(
     def begin(key):
         first = closed_form(h, x, target, scale, jax.random.split(key)[0], probes)
         zero = jnp.zeros_like(first)
-        average = _Average(first, jnp.zeros((), first.dtype), first, zero, zero, zero, zero)
+        average = _Average(first, jnp.zeros((), first.dtype), first, *[zero] * 6)
         return jnp.int32(0), first, zero, average
 
     def more(_, state) -> Array:
@@ -213,16 +243,15 @@ def search(
 
     def step(key, state):
         taken, log_ratio, squares, average = state
-        noise = draw(jax.random.split(key)[1], taken, samples, x)
-        cost, moved = slopes(h, x, target, scale, log_ratio, noise)
-        cost, moved = jnp.mean(cost, 0), jnp.mean(moved)
+        now = jax.random.fold_in(jax.random.split(key)[1], taken)
+        cost, rise, moved = rising(h, x, target, scale, log_ratio, now, samples)
         size = jnp.sqrt(squares / jnp.maximum(1 - KEPT**taken, 1 - KEPT))
         move = jnp.clip(pace(taken) * (1 - cost) / (1 + size), -FARTHEST, FARTHEST)
         new = jnp.where(target.real, jnp.minimum(log_ratio + move, 0), 0)
         latest = jnp.square(jnp.clip(cost - 1, -LARGEST, LARGEST))
         squares = KEPT * squares + (1 - KEPT) * latest
         share = (2 / (taken + 2)).astype(new.dtype)
-        return taken + 1, new, squares, average.add(share, new, moved, log_ratio, cost)
+        return taken + 1, new, squares, average.add(share, new, moved, log_ratio, cost, rise)
 
     taken, _, _, average = repeat(begin, step, more, key)
     error, done = settled(average, taken)
