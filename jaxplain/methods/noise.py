@@ -134,7 +134,9 @@ def slopes(h, x, target: Target, scale, log_ratio: Array, noise: Array) -> tuple
     return jax.vmap(one)(jnp.broadcast_to(log_ratio, noise.shape[:2]), noise)
 
 
-def rising(h, x, target: Target, scale, log_ratio: Array, key: Array, samples: int) -> tuple:
+def rising(
+    h: Callable, x: Array, target: Target, scale, log_ratio: Array, key: Array, samples: int
+) -> tuple[Array, Array, Array]:
     """What noise costs `[T]`, by how much that rises with log sigma `[T]`, and the change `[]`.
 
     Each draw serves twice, `ASIDE` to either side of `log_ratio` by random signs: of the difference
@@ -176,7 +178,9 @@ class _Average(NamedTuple):
     both: Array
     bent: Array
 
-    def add(self, share: Array, result, change, at: Array, cost: Array, rise: Array) -> "_Average":
+    def add(
+        self, share: Array, result: Array, change: Array, at: Array, cost: Array, rise: Array
+    ) -> "_Average":
         far, dear, steep = at - self.at, cost - self.cost, rise - self.rise
         second = lambda old, product: (1 - share) * (old + share * product)
         return _Average(
