@@ -295,6 +295,23 @@ def test_a_cost_that_hardly_rises_is_told():
     assert off.max() < 4.5
 
 
+def test_evaluations_are_draws_of_their_own():
+    """Of four evaluations a step three count, one repeats a draw: for one word in a sum of width K
+    the variance of a step's cost is 2 / (3 K), so that 0.02 takes 2 / (3 K) / (2 0.02)^2 / 0.75
+    steps.
+
+    Of 32 searches of so many steps the mean is known to 3%; two draws a step would take half more.
+    """
+    width, tolerance = 8, 0.02
+    one = lambda key: word_information(
+        lambda x: 3 * x[0], jnp.ones((1, width)), key=key, scale=10.0, rate=0.1, spread=1.0,
+        tolerance=tolerance,
+    ).steps  # fmt: skip
+    steps = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 32))
+    expected = 2 / (3 * width) / (2 * tolerance) ** 2 / 0.75
+    assert abs(steps.mean() / expected - 1) < 0.15
+
+
 @pytest.mark.slow
 def test_eight_devices_equal_one(recurrent_information):
     x, mask = sentence(6, 6)

@@ -139,18 +139,22 @@ def rising(
 ) -> tuple[Array, Array, Array]:
     """What noise costs `[T]`, by how much that rises with log sigma `[T]`, and the change `[]`.
 
-    Each draw serves twice, `ASIDE` to either side of `log_ratio` by random signs: of the difference
-    a word's sign leaves its own share, and others' cancel in the mean. An antithetic draw on the
-    other side would save fewer steps than the noise that it leaves in the rise costs.
+    A quarter of the evaluations repeat another's draw: these pairs lie `ASIDE` to either side of
+    `log_ratio` by random signs. Of the difference a word's sign leaves its own share, and others'
+    cancel in the mean. An antithetic draw on the other side would save fewer steps than the noise
+    that it leaves in the rise costs.
     """
-    half = -(-samples // 2)
+    pairs = -(-samples // 4)
     draws, signs = jax.random.split(key)
-    noise = independent(draws, half, x)
-    aside = ASIDE * independent(signs, half, x[:, :1], jax.random.rademacher)[..., 0]
-    around = log_ratio[None] + jnp.concatenate([aside, -aside])
-    cost, moved = slopes(h, x, target, scale, around, jnp.concatenate([noise, noise]))
-    rise = jnp.mean((cost[:half] - cost[half:]) * aside, 0) / (2 * ASIDE**2)
-    return jnp.mean(cost, 0), rise, jnp.mean(moved)
+    noise = independent(draws, max(samples - pairs, pairs), x)
+    aside = ASIDE * independent(signs, pairs, x[:, :1], jax.random.rademacher)[..., 0]
+    sides = jnp.concatenate([aside, jnp.zeros_like(noise[pairs:, :, 0]), -aside])
+    noise = jnp.concatenate([noise, noise[:pairs]])
+    cost, moved = slopes(h, x, target, scale, log_ratio[None] + sides, noise)
+    # A pair counts once.
+    once = lambda v: jnp.concatenate([(v[:pairs] + v[-pairs:]) / 2, v[pairs:-pairs]])
+    rise = jnp.mean((cost[:pairs] - cost[-pairs:]) * aside, 0) / (2 * ASIDE**2)
+    return jnp.mean(once(cost), 0), rise, jnp.mean(once(moved))
 
 
 class _Average(NamedTuple):
