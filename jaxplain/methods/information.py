@@ -106,7 +106,7 @@ def word_information(
         unit_mask: which units are compared, like `spread`; None for all. Leave out those of
             padding: where h gives `[T, D']`, `mask[:, None]`.
         steps: most steps taken; default 300, and 5000 for "sigmoid".
-        samples: evaluations a step, default 4, at least 2. A quarter of them, rounded up, repeat
+        samples: evaluations a step, default 4; 1 takes 2. A quarter of them, rounded up, repeat
             another's noise draw with sigma a little larger and smaller, which tells how fast its
             cost rises. For "sigmoid" noise draws, in antithetic pairs, default 1. Peak memory is
             that of so many evaluations.
