@@ -135,7 +135,7 @@ def main(
         state: what of a layer is compared: all words' states, their mean, or the first one.
         background: sentences that a layer's spread is measured on.
         steps: the most that the search takes; more where layers are left out.
-        samples: noise draws a step, likewise.
+        samples: evaluations a step, likewise.
         tolerance: of log sigma; a layer that misses it counts as not converged.
         within: a layer of a sentence is left out where a word's standard error, or what is left of
             its gradient, is larger.

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxplain import hidden_spread, layer_information, word_information
 from jaxplain.methods import noise as noises
 from jaxplain.methods.spread import finish, hidden_moments, merge
+from jaxplain.methods.target import measured
 from jaxplain.types import JaxplainError
 
 WEIGHTS = jnp.array([10.0, 20.0, 5.0, 20.0, 10.0])  # the published toy: a weighted sum of words
@@ -293,6 +294,22 @@ def test_a_cost_that_hardly_rises_is_told():
     assert found.converged.all()
     off = np.abs(np.log(found.sigma)) / found.standard_error
     assert off.max() < 4.5
+
+
+@pytest.mark.parametrize(("samples", "draws"), [(1, 1), (2, 1), (3, 2), (5, 3), (8, 6)])
+def test_a_pair_counts_once(samples, draws):
+    """At the optimum of one word in a sum of width K costs have mean 1, variance 2 / (K draws), and
+    rise by 2. Bounds are four standard errors of 4,000 keys, of the variance five."""
+    width, rate, keys = 8, 0.1, 4000
+    h, x = (lambda x: 3 * x[0]), jnp.ones((1, width))
+    target = measured(h, x, 1.0, None, None, rate, None)
+    best = jnp.full(1, 0.5 * np.log(rate / 2 / 9))
+    one = jax.vmap(lambda key: noises.rising(h, x, target, 1.0, best, key, samples))
+    cost, rise, _ = one(jax.random.split(jax.random.key(0), keys))
+    variance = 2 / (width * draws)
+    assert abs(cost.mean() - 1) < 4 * np.sqrt(variance / keys)
+    assert abs(cost.var() / variance - 1) < 5 * np.sqrt((2 + 12 / (width * draws)) / keys)
+    assert abs(rise.mean() - 2) < 4 * rise.std() / np.sqrt(keys)
 
 
 def test_evaluations_are_draws_of_their_own():
