@@ -112,6 +112,7 @@ def test_owen_values_equal_shaps(x64, name):
     close(got.scores, want)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_sampled_owen_values_are_right_within_errors_that_are_right():
     f, worth = random_game(6, seed=3)
     unions = np.array([0, 0, 0, 1, 1, 2])

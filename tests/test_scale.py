@@ -147,6 +147,7 @@ def test_a_source_that_gives_another_number(tmp_path):
         run(Short(tables(64)), tmp_path / "r")
 
 
+@pytest.mark.usefixtures("optimized")
 def test_tiny_examples_come_in_larger_batches(tmp_path, monkeypatch):
     """Where there are many, and the program is small."""
 
