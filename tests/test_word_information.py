@@ -102,6 +102,60 @@ def test_linear_closed_form():
     np.testing.assert_allclose(result.loss, expected, atol=0.05 * rate / 2)
 
 
+def two_optima(height):
+    """A state that saturates, at a height, and moves again under far larger noise; and the loss.
+
+    Every word's loss is the same function of log sigma, by quadrature.
+    """
+    h = lambda x: (height * jnp.tanh(100 * x), 0.05 * x)
+    rate = 0.1
+
+    def loss(log_sigma):
+        at = np.linspace(-6, 6, 4001)
+        density = np.exp(-(at**2) / 2) / np.exp(-(at**2) / 2).sum()
+        moved = np.exp(log_sigma)[..., None] * at
+        change = (height * np.tanh(100 * moved)) ** 2 + (0.05 * moved) ** 2
+        return change @ density / 2 - rate * log_sigma
+
+    grid = np.linspace(-7, 2.5, 951)
+    values = loss(grid)
+    inside = (values[1:-1] < values[:-2]) & (values[1:-1] < values[2:])
+    low, high = grid[1:-1][inside]
+    search = functools.partial(
+        word_information, h, jnp.zeros((3, WIDTH)), scale=20.0, rate=rate, spread=1.0, samples=16,
+        tolerance=0.02,
+    )  # fmt: skip
+    return search, loss, low, high
+
+
+@pytest.mark.parametrize(("height", "best"), [(0.9, "high"), (1.4, "low")])
+def test_of_two_starts_the_lower_optimum_is_kept(height, best):
+    search, loss, low, high = two_optima(height)
+    assert (loss(high) < loss(low)) == (best == "high")
+    both = jax.jit(jax.vmap(lambda key: search(key=key, starts=(0.0, 5.0))))
+    keys = jax.random.split(jax.random.key(0), 9)  # more than there are lanes
+    found = arrays(both(keys))
+    assert found.converged.all()
+    # Four standard errors, and half a step of the grid.
+    np.testing.assert_allclose(np.log(found.sigma), high if best == "high" else low, atol=0.085)
+    alone = [arrays(jax.jit(lambda k, s=s: search(key=k, starts=(s,)))(keys[0])) for s in (0, 5)]
+    np.testing.assert_allclose(np.log(alone[0].sigma), low, atol=0.085)
+    np.testing.assert_allclose(np.log(alone[1].sigma), high, atol=0.085)
+    assert found.steps[0] == alone[0].steps + alone[1].steps
+    kept = alone[best == "high"]
+    np.testing.assert_allclose(found.loss[0], kept.loss, rtol=1e-4)
+    np.testing.assert_allclose(found.log_ratio[0], kept.log_ratio, atol=1e-4)
+
+
+def test_a_start_from_which_nothing_is_defined_is_not_kept():
+    h = lambda x: jnp.where(jnp.abs(x) > 3, jnp.nan, jnp.tanh(100 * x))
+    found = word_information(
+        h, jnp.zeros((2, 8)), key=jax.random.key(0), scale=20.0, rate=0.1, spread=1.0,
+        tolerance=0.1, starts=(5.0, 0.0),
+    )  # fmt: skip
+    assert found.converged and np.isfinite(found.sigma).all()
+
+
 def test_start_by_probes():
     wide = lambda x: jnp.tile(linear(x), 4)  # 1,024 units: sampled, not taken one by one
     found = lambda key: word_information(
@@ -489,6 +543,14 @@ GOOD = {"key": jax.random.key(0), "scale": 1.0}
         (linear, WORDS, GOOD | {"mask": jnp.ones(4, bool)}, "mask has shape"),
         (linear, WORDS, GOOD | {"unit_mask": jnp.ones(4, bool)}, "unit_mask has shape"),
         (linear, WORDS, GOOD | {"samples": 0}, "samples must be"),
+        (linear, WORDS, GOOD | {"starts": ()}, "starts must be finite numbers, at least one"),
+        (linear, WORDS, GOOD | {"starts": (0.0, np.nan)}, "starts must be finite numbers"),
+        (
+            linear,
+            WORDS,
+            GOOD | {"starts": (0.0, 1.0), "parametrisation": "sigmoid"},
+            "the published loop starts at random",
+        ),
     ],
 )
 def test_refused(h, x, settings, message):

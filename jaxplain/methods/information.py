@@ -45,7 +45,7 @@ class WordInformation(NamedTuple):
             at the optimum, 1 where noise costs nothing.
         converged: `[]` bool: for every word that is not censored, the standard error is within the
             tolerance, and so is the way to where the gradient would be 0.
-        steps: `[]` int32, steps taken.
+        steps: `[]` int32, steps taken, from all starts together.
         units: `[]` int32, D.
         left_out: `[]` int32, units left out because their spread is 0 or was never counted.
     """
@@ -78,6 +78,7 @@ def word_information(
     samples: int | None = None,
     tolerance: float = 0.02,
     probes: int = 32,
+    starts: Sequence[float] = (0.0,),
     parametrisation: Literal["log", "sigmoid"] = "log",
     learning_rate: float | None = None,
 ) -> WordInformation:
@@ -114,6 +115,9 @@ def word_information(
             larger than so far from the optimum, words at the cap aside.
         probes: backward passes from random signs for the start, the optimum of the locally linear
             case; a state of up to 256 units is taken unit by unit instead, exactly.
+        starts: what is added to log sigma of that start; of several searches the one with the
+            lowest loss is kept. Where the state saturates there can be two optima, and from (0, 1)
+            or so both are found.
         parametrisation: "log" descends in log sigma, and averages its iterates. "sigmoid" is the
             published loop, for comparison: sigma = scale sigmoid(ratio) from a random ratio, Adam,
             and the parameters after the step with the lowest noisy loss. It has no standard error;
@@ -123,15 +127,16 @@ def word_information(
 
     Returns:
         `WordInformation`. Where it has not converged it says so, by `converged`, and by the
-        standard errors and the gradient that are left. Cost: `probes` backward evaluations and up
-        to `steps * samples` gradient evaluations. Under `vmap` a batch costs about the sum of what
-        its searches cost, an eighth of them at once, and at least 8: one that has converged makes
-        room for the next. Where the batch is split over an axis `data` of a mesh, compile within
-        `jax.set_mesh`, or devices wait for each other.
+        standard errors and the gradient that are left. Cost, for each start: `probes` backward
+        evaluations and up to `steps * samples` gradient evaluations. Under `vmap` a batch costs
+        about the sum of what its searches cost, an eighth of them at once, and at least 8: one that
+        has converged makes room for the next. Where the batch is split over an axis `data` of a
+        mesh, compile within `jax.set_mesh`, or devices wait for each other.
 
     Raises:
         JaxplainError: no key; x is not one float array `[T, K]`; scale, a rate, tolerance or
-            learning_rate not above 0; both rates; a spread, mask or unit_mask of another shape, or
+            learning_rate not above 0; both rates; starts that are no numbers, or given to the
+            published loop; a spread, mask or unit_mask of another shape, or
             a negative spread; h returns no floats, or does not depend on x.
 
     References: Chaoyu Guan, Xiting Wang, Quanshi Zhang, Runjin Chen, Di He, Xing Xie, "Towards a
@@ -159,6 +164,7 @@ def word_information(
     x = check_words(h, x)
     _check_settings(scale, rate, per_word_rate, tolerance, learning_rate, parametrisation)
     check_positive("probes", probes)
+    _check_starts(starts, parametrisation)
     given = {"steps": steps, "samples": samples, "learning_rate": learning_rate}
     settings = {**DEFAULTS[parametrisation], **{k: v for k, v in given.items() if v is not None}}
     check_positive("steps", settings["steps"])
@@ -169,7 +175,7 @@ def word_information(
         found = noises.published(h, x, target, scale, key, tolerance=tolerance, **settings)
     else:
         found = noises.search(
-            h, x, target, scale, key, tolerance=tolerance, probes=probes, **settings
+            h, x, target, scale, key, tolerance=tolerance, probes=probes, starts=starts, **settings
         )
     log_ratio, error = found.log_ratio, found.standard_error
     censored = target.real & (log_ratio > -tolerance)
@@ -185,7 +191,7 @@ def word_information(
         log_ratio=kept(log_ratio),
         censored=censored,
         standard_error=kept(error),
-        loss=found.change - target.rate * jnp.sum(kept(log_ratio)) / target.words,
+        loss=noises.objective(target, found),
         gradient_norm=norm,
         converged=found.converged,
         steps=found.steps,
@@ -316,6 +322,13 @@ def _check_settings(scale, rate, per_word_rate, tolerance, learning_rate, parame
             raise JaxplainError(f"{name} must be one number, and has shape {jnp.shape(value)}")
         if not is_traced(value) and not 0 < float(value) < math.inf:
             raise JaxplainError(f"{name} must be above 0 and finite, not {value}")
+
+
+def _check_starts(starts, parametrisation) -> None:
+    if not len(starts) or not all(math.isfinite(start) for start in starts):
+        raise JaxplainError(f"starts must be finite numbers, at least one, not {starts}")
+    if parametrisation == "sigmoid" and tuple(starts) != (0.0,):
+        raise JaxplainError("the published loop starts at random: give starts for 'log' only")
 
 
 def _check_layers(name: str, value: PyTree, count: int) -> None:

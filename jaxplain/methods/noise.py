@@ -1,6 +1,6 @@
 """How the largest noise is found that the words of an input can bear."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -57,6 +57,12 @@ def published_loss(h, x: Array, target: Target, ratio: Array, noise: Array, scal
     log_ratio = jax.nn.log_sigmoid(ratio)
     moved = change(h, x, target, jnp.exp(log_ratio) * scale, noise)
     return moved - target.rate * jnp.sum(log_ratio, where=target.real) / target.words
+
+
+def objective(target: Target, found: Found) -> Array:
+    """The loss that a search came to, as it measured it on the way."""
+    kept = jnp.where(target.real, found.log_ratio, 0)
+    return found.change - target.rate * jnp.sum(kept) / target.words
 
 
 def closed_form(h, x: Array, target: Target, scale, key: Array, probes: int) -> Array:
@@ -218,9 +224,11 @@ class _Average(NamedTuple):
 
 def search(
     h: Callable, x: Array, target: Target, scale, key: Array, *, steps: int, samples: int,
-    tolerance: float, probes: int, learning_rate: float,
+    tolerance: float, probes: int, learning_rate: float, starts: Sequence[float] = (0.0,),
 ) -> Found:  # fmt: skip
-    """Descend in log sigma from the closed form; give the averaged iterate.
+    """Descend in log sigma from the closed form, moved by `starts`; give the averaged iterate.
+
+    Of several starts the one whose search measured the lowest loss; all draw the same noise.
 
     In units of rate / n the gradient of a locally linear case is sigma^2 / sigma*^2 - 1, so its
     curvature is 2 whatever the model, and a learning rate of 1/2 is Newton's step. Elsewhere it may
@@ -238,8 +246,10 @@ def search(
         good = (jnp.abs(average.cost - 1) <= rise * tolerance) & (error <= tolerance)
         return error, jnp.all(good | ~free)
 
-    def begin(key):
+    def begin(call):
+        key, start = call
         first = closed_form(h, x, target, scale, jax.random.split(key)[0], probes)
+        first = jnp.where(target.real, jnp.minimum(first + start, 0), 0)
         zero = jnp.zeros_like(first)
         average = _Average(first, jnp.zeros((), first.dtype), first, *[zero] * 6)
         return jnp.int32(0), first, zero, average
@@ -249,9 +259,9 @@ def search(
         done = settled(average, taken)[1] & (taken >= LEAST)
         return (taken < steps) & ~done
 
-    def step(key, state):
+    def step(call, state):
         taken, log_ratio, squares, average = state
-        now = jax.random.fold_in(jax.random.split(key)[1], taken)
+        now = jax.random.fold_in(jax.random.split(call[0])[1], taken)
         cost, rise, moved = rising(h, x, target, scale, log_ratio, now, samples)
         size = jnp.sqrt(squares / jnp.maximum(1 - KEPT**taken, 1 - KEPT))
         move = jnp.clip(pace(taken) * (1 - cost) / (1 + size), -FARTHEST, FARTHEST)
@@ -261,9 +271,18 @@ def search(
         share = (2 / (taken + 2)).astype(new.dtype)
         return taken + 1, new, squares, average.add(share, new, moved, log_ratio, cost, rise)
 
-    taken, _, _, average = repeat(begin, step, more, key)
-    error, done = settled(average, taken)
-    return Found(average.result, error, average.cost - 1, average.change, taken, done)
+    def search_from(start) -> Found:
+        taken, _, _, average = repeat(begin, step, more, (key, start))
+        error, done = settled(average, taken)
+        return Found(average.result, error, average.cost - 1, average.change, taken, done)
+
+    places = jnp.asarray(starts, wide(x).dtype)
+    if len(starts) == 1:
+        return search_from(places[0])
+    found = jax.lax.map(search_from, places)
+    losses = jax.vmap(lambda one: objective(target, one))(found)
+    best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
+    return jax.tree.map(lambda v: v[best], found)._replace(steps=jnp.sum(found.steps))
 
 
 def published(
