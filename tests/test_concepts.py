@@ -11,6 +11,7 @@ from jaxplain.types import JaxplainError
 from tests.helpers import close, within_errors
 
 LAYERS, LENGTH, WIDTH = 3, 5, 4
+compiled = jax.jit(concept_information)
 
 
 def log_density(other, word, sigma):
@@ -41,7 +42,7 @@ def example(seed=0, far=0.0):
 @pytest.mark.parametrize("far", [0.0, 300.0])
 def test_it_is_the_replicas(far):
     sigma, *words = example(far=far)
-    got = jax.jit(concept_information)(sigma, *words)
+    got = compiled(sigma, *words)
     close(got[:3], tuple(replica(sigma, *(w.astype(np.float64) for w in words))))
     assert (got.concept < 0).any() and (got.concept > 0).any()
     assert got.concept_count.tolist() == [7] * LENGTH
@@ -63,21 +64,19 @@ def test_standard_errors_are_those_over_draws_of_the_sets():
         np.testing.assert_allclose(np.mean(error, axis=0), spread, rtol=0.11)
     # One large set is within its own errors of what all draws say.
     truth = tuple(np.asarray(v, np.float64).mean(axis=0) for v in each[:3])
-    got = concept_information(sigma, x, *rng.normal(size=(2, many, WIDTH)).astype(np.float32))
+    got = compiled(sigma, x, *rng.normal(size=(2, many, WIDTH)).astype(np.float32))
     within_errors(got[:3], truth, got[3:6])
 
 
 def test_masks_leave_words_out():
     sigma, x, concept, reference = example()
     keep, own = np.arange(7) != 2, ~np.eye(LENGTH, 9, dtype=bool)
-    got = concept_information(sigma, x, concept, reference, concept_mask=keep, reference_mask=own)
+    got = compiled(sigma, x, concept, reference, concept_mask=keep, reference_mask=own)
     want = [
         np.stack(column, axis=-1)
         for column in zip(
             *(
-                concept_information(
-                    sigma[:, t : t + 1], x[t : t + 1], concept[keep], reference[own[t]]
-                )
+                compiled(sigma[:, t : t + 1], x[t : t + 1], concept[keep], reference[own[t]])
                 for t in range(LENGTH)
             ),
             strict=True,
@@ -90,18 +89,18 @@ def test_masks_leave_words_out():
 
 def test_a_word_of_its_own_concept_is_at_distance_0():
     sigma, x, _, reference = example(far=300.0)
-    got = concept_information(sigma, x, x[:1], reference)
+    got = compiled(sigma, x, x[:1], reference)
     assert float(got.beyond[0, 0]) == 0 and (got.beyond[:, 1:] > 0).all()
     close(got.concept[:, 0], got.word[:, 0])
 
 
 def test_padding_is_0_whatever_it_holds_and_changes_nothing():
     sigma, *words = example()
-    alone = concept_information(sigma, *words)
+    alone = compiled(sigma, *words)
     padded = np.concatenate([sigma, np.zeros((LAYERS, 2), np.float32)], axis=1)
     rows = np.concatenate([words[0], np.full((2, WIDTH), 7, np.float32)])
     real = np.arange(LENGTH + 2) < LENGTH
-    got = concept_information(padded, rows, *words[1:], mask=real, censored=np.array(True))
+    got = compiled(padded, rows, *words[1:], mask=real, censored=np.array(True))
     for name, value, want in zip(got._fields, got, alone, strict=True):
         assert not np.asarray(value)[..., LENGTH:].any(), name
         if name != "censored":
@@ -112,20 +111,20 @@ def test_padding_is_0_whatever_it_holds_and_changes_nothing():
 def test_a_set_without_a_word_is_nan_and_counted():
     sigma, x, concept, reference = example()
     none = np.zeros((0, WIDTH), np.float32)
-    got = concept_information(sigma, x, none, reference)
+    got = compiled(sigma, x, none, reference)
     assert np.isnan(got.concept).all() and np.isnan(got.beyond).all()
     assert np.isfinite(got.word).all() and np.isfinite(got.word_error).all()
     assert not got.concept_count.any()
-    got = concept_information(sigma, x, concept, none)
+    got = compiled(sigma, x, concept, none)
     assert np.isnan(got.word).all() and np.isnan(got.concept).all()
     assert np.isfinite(got.beyond).all() and not got.reference_count.any()
-    one = concept_information(sigma, x, concept[:1], reference)  # no error of one word's mean
+    one = compiled(sigma, x, concept[:1], reference)  # no error of one word's mean
     assert np.isfinite(one.beyond).all() and np.isnan(one.beyond_error).all()
 
 
 def test_layers_change_the_scale_only():
     sigma, *words = example()
-    got = concept_information(sigma, *words)
+    got = compiled(sigma, *words)
     scale = sigma[:1] ** 2 / sigma**2
     for value in got[:6]:
         close(value, value[:1] * scale)

@@ -194,7 +194,7 @@ def test_groups_over_a_tree_and_entries_of_nobody():
     for got in (
         explained(jxp.feature_ablation, f, x, groups=groups),
         explained(jxp.exact_shapley, f, x, groups=groups),
-        jxp.shapley_sampling(f, x, groups=groups, key=jax.random.key(0)),
+        explained(jxp.shapley_sampling, f, x, groups=groups, key=jax.random.key(0)),
     ):
         # a[1] stays, whoever else does: nobody's worth is 2 * 0 + 0, and the one group's all.
         np.testing.assert_array_equal(got.scores["a"], [13, 0])

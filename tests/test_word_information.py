@@ -358,7 +358,7 @@ def test_a_pair_counts_once(samples, draws):
     h, x = (lambda x: 3 * x[0]), jnp.ones((1, width))
     target = measured(h, x, 1.0, None, None, rate, None)
     best = jnp.full(1, 0.5 * np.log(rate / 2 / 9))
-    one = jax.vmap(lambda key: noises.rising(h, x, target, 1.0, best, key, samples))
+    one = jax.jit(jax.vmap(lambda key: noises.rising(h, x, target, 1.0, best, key, samples)))
     cost, rise, _ = one(jax.random.split(jax.random.key(0), keys))
     variance = 2 / (width * draws)
     assert abs(cost.mean() - 1) < 4 * np.sqrt(variance / keys)
