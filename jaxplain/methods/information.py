@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxplain.interpret.compat import is_traced
 from jaxplain.methods import noise as noises
@@ -164,7 +165,7 @@ def word_information(
     x = check_words(h, x)
     _check_settings(scale, rate, per_word_rate, tolerance, learning_rate, parametrisation)
     check_positive("probes", probes)
-    _check_starts(starts, parametrisation)
+    starts = _check_starts(starts, parametrisation)
     given = {"steps": steps, "samples": samples, "learning_rate": learning_rate}
     settings = {**DEFAULTS[parametrisation], **{k: v for k, v in given.items() if v is not None}}
     check_positive("steps", settings["steps"])
@@ -324,11 +325,18 @@ def _check_settings(scale, rate, per_word_rate, tolerance, learning_rate, parame
             raise JaxplainError(f"{name} must be above 0 and finite, not {value}")
 
 
-def _check_starts(starts, parametrisation) -> None:
-    if not len(starts) or not all(math.isfinite(start) for start in starts):
-        raise JaxplainError(f"starts must be finite numbers, at least one, not {starts}")
-    if parametrisation == "sigmoid" and tuple(starts) != (0.0,):
+def _check_starts(starts, parametrisation) -> tuple[float, ...]:
+    try:
+        known = np.asarray(starts, float)
+    except (TypeError, ValueError):  # no numbers, or traced ones
+        known = np.zeros(0)
+    if known.ndim != 1 or not known.size or not np.isfinite(known).all():
+        raise JaxplainError(
+            f"starts must be finite numbers, at least one, such as (0, 1): {starts}"
+        )
+    if parametrisation == "sigmoid" and known.any():
         raise JaxplainError("the published loop starts at random: give starts for 'log' only")
+    return tuple(known.tolist())
 
 
 def _check_layers(name: str, value: PyTree, count: int) -> None:
