@@ -107,7 +107,7 @@ def word_information(
         mask: `[T]` bool, which rows of x are words; None for all. Others get no noise.
         unit_mask: which units are compared, like `spread`; None for all. Leave out those of
             padding: where h gives `[T, D']`, `mask[:, None]`.
-        steps: most steps taken; default 300, and 5000 for "sigmoid".
+        steps: most steps from a start; default 300, and 5000 for "sigmoid".
         samples: evaluations a step, default 4; 1 takes 2. A quarter of them, rounded up, repeat
             another's noise draw with sigma a little larger and smaller, which tells how fast its
             cost rises. For "sigmoid" noise draws, in antithetic pairs, default 1. Peak memory is
@@ -137,8 +137,8 @@ def word_information(
     Raises:
         JaxplainError: no key; x is not one float array `[T, K]`; scale, a rate, tolerance or
             learning_rate not above 0; both rates; starts that are no numbers, or given to the
-            published loop; a spread, mask or unit_mask of another shape, or
-            a negative spread; h returns no floats, or does not depend on x.
+            published loop; a spread, mask or unit_mask of another shape, or a negative spread; h
+            returns no floats, or does not depend on x.
 
     References: Chaoyu Guan, Xiting Wang, Quanshi Zhang, Runjin Chen, Di He, Xing Xie, "Towards a
         Deep and Unified Understanding of Deep Neural Models in NLP", 2019,
