@@ -128,9 +128,8 @@ def two_optima(height):
     return search, loss, low, high
 
 
-@pytest.mark.parametrize(
-    ("height", "best"), [(0.9, "high"), pytest.param(1.4, "low", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("height", "best"), [(0.9, "high"), (1.4, "low")])
 def test_of_two_starts_the_lower_optimum_is_kept(height, best):
     search, loss, low, high = two_optima(height)
     assert (loss(high) < loss(low)) == (best == "high")
