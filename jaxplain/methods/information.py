@@ -45,7 +45,7 @@ class WordInformation(NamedTuple):
         gradient_norm: `[]` largest |d loss / d log sigma_i| n / rate of the words not censored: 0
             at the optimum, 1 where noise costs nothing.
         converged: `[]` bool: for every word that is not censored, the standard error is within the
-            tolerance, and so is the way to where the gradient would be 0.
+            tolerance, and so is the way to where the gradient would be 0; and the loss is finite.
         steps: `[]` int32, steps taken, from all starts together.
         units: `[]` int32, D.
         left_out: `[]` int32, units left out because their spread is 0 or was never counted.
@@ -116,9 +116,9 @@ def word_information(
             larger than so far from the optimum, words at the cap aside.
         probes: backward passes from random signs for the start, the optimum of the locally linear
             case; a state of up to 256 units is taken unit by unit instead, exactly.
-        starts: what is added to log sigma of that start; of several searches the one with the
-            lowest loss is kept. Where the state saturates there can be two optima, and from (0, 1)
-            or so both are found.
+        starts: what is added to log sigma of that start; each is searched from, and the search with
+            the lowest loss is kept. Where the state saturates there can be two optima: (0, 1) looks
+            above the first one too.
         parametrisation: "log" descends in log sigma, and averages its iterates. "sigmoid" is the
             published loop, for comparison: sigma = scale sigmoid(ratio) from a random ratio, Adam,
             and the parameters after the step with the lowest noisy loss. It has no standard error;

@@ -66,7 +66,7 @@ def objective(target: Target, found: Found) -> Array:
 
 
 def closed_form(h, x: Array, target: Target, scale, key: Array, probes: int) -> Array:
-    """log(sigma / scale) `[T]`, at most 0, where h is linear in the noise.
+    """log(sigma / scale) `[T]` where h is linear in the noise, infinite where it ignores a word.
 
     There the change is the sum of sigma_i^2 A_i with A_i the squared norm of word i's block of the
     Jacobian, weighted, and the optimum sigma_i^2 = rate / (2 n A_i). A backward pass from random
@@ -100,9 +100,7 @@ def closed_form(h, x: Array, target: Target, scale, key: Array, probes: int) -> 
             return blocks([jax.random.rademacher(k, s.shape, s.dtype) for k, s in signs])
 
         norms = jnp.mean(jax.lax.map(one, jnp.arange(probes), batch_size=TOGETHER), axis=0)
-    # A word without influence has norm 0, and bears any noise.
-    log_sigma = 0.5 * jnp.log(target.rate / (2 * target.words * norms))
-    return jnp.where(target.real, jnp.minimum(log_sigma - jnp.log(scale), 0), 0)
+    return 0.5 * jnp.log(target.rate / (2 * target.words * norms)) - jnp.log(scale)
 
 
 def independent(key: Array, count: int, x: Array, sample: Callable = jax.random.normal) -> Array:
@@ -224,7 +222,7 @@ class _Average(NamedTuple):
 
 def search(
     h: Callable, x: Array, target: Target, scale, key: Array, *, steps: int, samples: int,
-    tolerance: float, probes: int, learning_rate: float, starts: Sequence[float] = (0.0,),
+    tolerance: float, probes: int, learning_rate: float, starts: Sequence[float],
 ) -> Found:  # fmt: skip
     """Descend in log sigma from the closed form, moved by `starts`; give the averaged iterate.
 
@@ -244,12 +242,12 @@ def search(
         rise, error = average.error(taken)
         free = target.real & ~(average.result > -tolerance)  # NaN is free, and never good
         good = (jnp.abs(average.cost - 1) <= rise * tolerance) & (error <= tolerance)
-        return error, jnp.all(good | ~free)
+        return error, jnp.all(good | ~free) & jnp.isfinite(average.change)
 
     def begin(call):
         key, start = call
-        first = closed_form(h, x, target, scale, jax.random.split(key)[0], probes)
-        first = jnp.where(target.real, jnp.minimum(first + start, 0), 0)
+        linear = closed_form(h, x, target, scale, jax.random.split(key)[0], probes)
+        first = jnp.where(target.real, jnp.minimum(linear + start, 0), 0)
         zero = jnp.zeros_like(first)
         average = _Average(first, jnp.zeros((), first.dtype), first, *[zero] * 6)
         return jnp.int32(0), first, zero, average
@@ -316,13 +314,13 @@ def published(
         return jnp.mean(cost, 0), jnp.mean(moved)
 
     cost, moved = jax.lax.map(judge, jnp.arange(JUDGES // TOGETHER))
-    slope = jnp.mean(cost, 0) - 1
+    slope, moved = jnp.mean(cost, 0) - 1, jnp.mean(moved)
     free = target.real & ~(log_ratio > -tolerance)
     return Found(
         log_ratio,
         jnp.full_like(log_ratio, jnp.nan),
         slope,
-        jnp.mean(moved),
+        moved,
         jnp.int32(steps),
-        jnp.all((jnp.abs(slope) <= 2 * tolerance) | ~free),
+        jnp.all((jnp.abs(slope) <= 2 * tolerance) | ~free) & jnp.isfinite(moved),
     )
